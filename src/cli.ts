@@ -1,0 +1,114 @@
+#!/usr/bin/env node
+/** argv → a command. The only caller of process.exit. */
+import { readFileSync } from 'node:fs'
+import { enableCompileCache } from 'node:module'
+import { Argument, Command, CommanderError, Option } from 'commander'
+import {
+  envText,
+  type Flag,
+  type FlagName,
+  flags,
+  flagText,
+  helpText,
+  type Run,
+  resolveOptions,
+  type VerbName,
+  verbs,
+} from './commands/options.ts'
+import { UsageError } from './parse.ts'
+
+enableCompileCache()
+const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
+
+/** Reasons why an address cannot be listened on: as a wrong flag, the user's to mend. */
+const BIND_CODES = new Set(['EADDRINUSE', 'EADDRNOTAVAIL', 'EACCES', 'EAFNOSUPPORT', 'EPERM'])
+
+/** Loaded when called, so that `check` in a container does not load the DNS server. */
+const commands: { readonly [V in VerbName]: () => Promise<{ run: Run<V> }> } = {
+  up: () => import('./commands/up.ts'),
+  echo: () => import('./commands/echo.ts'),
+  dns: () => import('./commands/dns.ts'),
+  send: () => import('./commands/send.ts'),
+  check: () => import('./commands/check.ts'),
+}
+
+function buildVerb<V extends VerbName>(name: V): Command {
+  const { summary, args, flags: defaults } = verbs[name]
+  const verb = new Command(name).description(summary)
+  for (const arg of args) verb.addArgument(new Argument(arg.name, arg.help))
+  for (const [key, fallback] of Object.entries<string | null>(defaults))
+    verb.addOption(buildOption(name, key as FlagName, fallback))
+  return verb.action(async () => {
+    const options = resolveOptions(name, verb.opts(), process.env)
+    const { run } = await commands[name]()
+    await run(options, verb.args, { version, exit: code => process.exit(code) })
+  })
+}
+
+function buildOption(verb: VerbName, name: FlagName, fallback: string | null): Option {
+  const { short, value, repeat }: Flag = flags[name]
+  const long = `${short ? `${short}, ` : ''}${flagText(name)}`
+  const shown = fallback === null || !value ? '' : ` [default: ${fallback}]`
+  const again = repeat ? ', repeatable' : ''
+  const option = new Option(
+    value ? `${long} <${value}>` : long,
+    `${helpText(verb, name)}${again}${shown} (${envText(name)})`,
+  )
+  return repeat
+    ? option.argParser((text: string, before: string[] | undefined) => [...(before ?? []), text])
+    : option
+}
+
+const program = new Command('roundelay')
+  .description('A farm of TCP/UDP echo servers that take turns behind their own authoritative DNS server.')
+  .version(version)
+  .helpCommand(false)
+  .addHelpText(
+    'after',
+    '\nEvery flag has a twin in the environment: --ttl 5 is ROUNDELAY_TTL=5.\nStart with: roundelay up',
+  )
+for (const name of Object.keys(verbs) as VerbName[]) program.addCommand(buildVerb(name))
+for (const command of [program, ...program.commands])
+  command
+    .exitOverride()
+    .configureOutput({ outputError: () => {} })
+    .configureHelp({ helpWidth: 100 })
+
+try {
+  await program.parseAsync()
+} catch (error) {
+  const [code, line] = explain(error as NodeJS.ErrnoException)
+  if (line) process.stderr.write(`roundelay: ${line}\n`)
+  process.exitCode = code
+  if (code !== 0) process.exit(code)
+}
+
+/** One line and the exit code: 2 where the user can mend it, 1 for what fails at run time. */
+function explain(
+  error: NodeJS.ErrnoException & { address?: string; port?: number },
+): [code: number, line: string] {
+  if (error instanceof UsageError) return [2, error.message]
+  if (error instanceof CommanderError) {
+    if (error.exitCode === 0 || error.code === 'commander.help') return [error.exitCode && 2, '']
+    return [2, error.message.replace(/^error: /, '').replace(/\s*\n\s*/g, ' ')]
+  }
+  if (BIND_CODES.has(error.code ?? '') && (error.syscall === 'listen' || error.syscall === 'bind'))
+    return [2, explainBind(error)]
+  return [1, error.message]
+}
+
+function explainBind({
+  code,
+  address,
+  port,
+}: NodeJS.ErrnoException & { address?: string; port?: number }): string {
+  const where = `${address?.includes(':') ? `[${address}]` : address}:${port}`
+  const reason = {
+    EADDRINUSE: 'the port is in use',
+    EACCES: 'ports below 1024 need a privilege here',
+    EADDRNOTAVAIL: 'this machine has no such address',
+  }[code ?? '']
+  const alias = `; on macOS add it with: sudo ifconfig lo0 alias ${address}`
+  const hint = code === 'EADDRNOTAVAIL' && address?.startsWith('127.') ? alias : ''
+  return `Cannot listen on ${where}: ${reason ?? code}${hint}`
+}

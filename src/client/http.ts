@@ -1,0 +1,28 @@
+/** One HTTP GET of a short text: what the probes and the table of `up` need, without the weight of fetch. */
+import { get } from 'node:http'
+import { formatAddress, type SocketAddress } from '../parse.ts'
+
+const MAX_BODY_OCTETS = 64 * 1024
+
+/** Rejects when there is no whole answer before `signal` aborts, or it is longer than 64 KiB. */
+export function httpGet(
+  { address, port }: SocketAddress,
+  path: string,
+  signal: AbortSignal,
+): Promise<{ statusCode: number; body: string }> {
+  return new Promise((resolve, reject) => {
+    const headers = { host: formatAddress({ address, port }) }
+    const request = get({ host: address, port, path, headers, agent: false, signal }, response => {
+      let body = ''
+      response.setEncoding('utf8')
+      response.on('data', (chunk: string) => {
+        body += chunk
+        if (body.length > MAX_BODY_OCTETS)
+          request.destroy(new Error(`the answer is longer than ${MAX_BODY_OCTETS} bytes`))
+      })
+      response.on('error', reject)
+      response.on('end', () => resolve({ statusCode: response.statusCode ?? 0, body }))
+    })
+    request.on('error', reject)
+  })
+}

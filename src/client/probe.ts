@@ -1,0 +1,69 @@
+/** One look at a server, for health checks: does it answer as it should, and does it say that it drains? */
+import { randomBytes } from 'node:crypto'
+import { openEcho } from './echo.ts'
+import { httpGet } from './http.ts'
+
+export type ProbeTarget =
+  | { readonly kind: 'udp' | 'tcp'; readonly address: string; readonly port: number }
+  | { readonly kind: 'http'; readonly address: string; readonly port: number; readonly path: string }
+
+export type ProbeResult =
+  | { readonly ok: true; readonly detail: string; readonly activeConnections?: number }
+  | { readonly ok: false; readonly detail: string; readonly draining: boolean }
+
+const NONCE_OCTETS = 16
+
+/** Never rejects: everything that can go wrong with a server is a result. Ends within `timeoutMs`. */
+export async function probe(target: ProbeTarget, timeoutMs: number): Promise<ProbeResult> {
+  const limit = AbortSignal.timeout(timeoutMs)
+  try {
+    return target.kind === 'http' ? await probeHttp(target, limit) : await probeEcho(target, limit)
+  } catch (error) {
+    const detail = limit.aborted ? `no answer within ${timeoutMs} ms` : (error as Error).message
+    return { ok: false, detail, draining: false }
+  }
+}
+
+async function probeEcho(
+  target: ProbeTarget & { kind: 'udp' | 'tcp' },
+  limit: AbortSignal,
+): Promise<ProbeResult> {
+  const nonce = randomBytes(NONCE_OCTETS)
+  const session = await openEcho(target.kind, target, limit)
+  try {
+    const reply = await session.exchange(nonce, limit)
+    return reply.equals(nonce)
+      ? { ok: true, detail: `echoed ${nonce.length} bytes` }
+      : { ok: false, detail: 'the echo differs from what was sent', draining: false }
+  } finally {
+    session.close()
+  }
+}
+
+async function probeHttp(target: ProbeTarget & { kind: 'http' }, limit: AbortSignal): Promise<ProbeResult> {
+  const { statusCode, body } = await httpGet(target, target.path, limit)
+  return judge(statusCode, body)
+}
+
+/** 2xx is well. Our own `/readyz` also says why not, and how many connections are open. */
+function judge(statusCode: number, body: string): ProbeResult {
+  const { status, connections } = readStatus(body)
+  const detail = `HTTP ${statusCode}`
+  if (statusCode < 200 || statusCode > 299)
+    return { ok: false, detail: status ? `${detail} ${status}` : detail, draining: status === 'draining' }
+  return connections === undefined
+    ? { ok: true, detail }
+    : { ok: true, detail, activeConnections: connections }
+}
+
+function readStatus(body: string): { status?: string; connections?: number } {
+  try {
+    const { status, connections } = JSON.parse(body)
+    return {
+      ...(typeof status === 'string' && { status: status.slice(0, 40) }),
+      ...(Number.isSafeInteger(connections) && connections >= 0 && { connections }),
+    }
+  } catch {
+    return {}
+  }
+}

@@ -1,0 +1,300 @@
+/** The one table of verbs and flags: --help, the environment twins, the README and the parsers all come from it. */
+
+import { parseName } from '../dns/name.ts'
+import { policies } from '../dns/rotation.ts'
+import { parseCheck } from '../endpoints/checks.ts'
+import { parseSource, type Source } from '../endpoints/source.ts'
+import { logLevels } from '../ops/log.ts'
+import {
+  duration,
+  Expected,
+  integer,
+  ipAddress,
+  oneOf,
+  period,
+  port,
+  socketAddress,
+  UsageError,
+} from '../parse.ts'
+
+export interface Flag {
+  /** What stands for the value in --help; undefined for a switch. */
+  readonly value?: string
+  readonly parse: (text: string) => unknown
+  readonly short?: string
+  /** May be given more than once; the environment twin is split at white space. */
+  readonly repeat?: true
+  readonly help: string
+}
+
+/** What the command line gives each command. */
+export interface Context {
+  readonly version: string
+  readonly exit: (code: number) => void
+}
+
+/** What each file in this folder exports as `run`. A server's resolves when it serves; the others' when they are done. */
+export type Run<V extends VerbName> = (
+  options: Options<V>,
+  args: readonly string[],
+  context: Context,
+) => Promise<void>
+
+/** `NAME=SOURCE`; the name is completed with the zone later. */
+export interface ServiceOption {
+  readonly name: string
+  readonly source: Source
+  /** As it was written, for logs. */
+  readonly text: string
+}
+
+function parseService(text: string): ServiceOption {
+  const at = text.indexOf('=')
+  const name = text.slice(0, at)
+  if (at < 1) throw new Expected('NAME=SOURCE')
+  if (name !== '@') parseName(name)
+  return { name: name.toLowerCase(), source: parseSource(text.slice(at + 1)), text }
+}
+
+function serverId(text: string): string {
+  if (/^[\x20-\x7e]{1,255}$/.test(text)) return text
+  throw new Expected('1 to 255 printable ASCII characters')
+}
+
+const on = oneOf('true', 'false')
+const toggle = (text: string) => on(text) === 'true'
+
+export const flags = {
+  replicas: {
+    value: 'N',
+    parse: integer(1, 200),
+    help: 'how many echo replicas to start, on 127.0.1.1, 127.0.1.2, …',
+  },
+  listen: {
+    value: 'ADDR:PORT',
+    parse: text => socketAddress(text),
+    repeat: true,
+    help: 'where to listen, UDP and TCP',
+  },
+  admin: {
+    value: 'ADDR:PORT',
+    parse: text => socketAddress(text),
+    help: 'where to serve /livez /readyz /metrics over HTTP',
+  },
+  adminPort: { value: 'PORT', parse: port, help: "the replicas' admin port" },
+  zone: { value: 'NAME', parse: parseName, help: 'the zone to be authoritative for' },
+  service: {
+    value: 'NAME=SOURCE',
+    parse: parseService,
+    repeat: true,
+    help: 'a name that rotates over endpoints; without a final dot it is relative to the zone, @ is the zone itself; SOURCE is static:ADDR[*WEIGHT],… or dns:NAME[@SERVER][/INTERVAL]',
+  },
+  policy: {
+    value: 'POLICY',
+    parse: oneOf(...policies.map(policy => policy.name)),
+    help: `the order of answers: ${policies.map(policy => policy.name).join(', ')}`,
+  },
+  ttl: { value: 'SECONDS', parse: integer(0, 2 ** 31 - 1), help: 'how long caches may keep an answer' },
+  answers: { value: 'N', parse: integer(1, 65535), help: 'give only the first N records of the order' },
+  port: { value: 'PORT', parse: port, help: 'the port of the echo service' },
+  nsAddress: {
+    value: 'ADDR',
+    parse: ipAddress,
+    repeat: true,
+    help: "this server's address as clients know it, for its NS record [default: the addresses it listens on]",
+  },
+  serverId: { value: 'TEXT', parse: serverId, help: 'what id.server and NSID say [default: the host name]' },
+  check: {
+    value: 'CHECK',
+    parse: parseCheck,
+    repeat: true,
+    help: 'how endpoints are checked, all must pass: udp:PORT, tcp:PORT, http:PORT/path, none',
+  },
+  checkInterval: { value: 'TIME', parse: period, help: 'from the start of a check to the start of the next' },
+  checkTimeout: { value: 'TIME', parse: period, help: 'a check without an answer by then has failed' },
+  rise: { value: 'N', parse: integer(1, 100), help: 'passes in a row that bring an endpoint back' },
+  fall: { value: 'N', parse: integer(1, 100), help: 'failures in a row that take an endpoint out' },
+  fail: {
+    value: 'MODE',
+    parse: oneOf('open', 'closed'),
+    help: 'when every endpoint is down, answer with all (open) or none (closed)',
+  },
+  maxConnections: {
+    value: 'N',
+    parse: integer(1, 1_000_000),
+    help: 'TCP connections served at a time; more of them wait',
+  },
+  idleTimeout: {
+    value: 'TIME',
+    parse: period,
+    help: 'close a TCP connection on which nothing moved for so long',
+  },
+  name: {
+    value: 'TEXT',
+    parse: serverId,
+    help: 'who /whoami says it is [default: POD_NAME or the host name]',
+  },
+  drain: { value: 'TIME', parse: duration, help: 'after SIGTERM, go on serving (not ready) for so long' },
+  grace: { value: 'TIME', parse: duration, help: 'then let what is open finish for so long' },
+  tied: { parse: toggle, help: 'end at once when standard input ends (how up ties its replicas to itself)' },
+  udp: { parse: toggle, help: 'over UDP (the default)' },
+  tcp: { parse: toggle, help: 'over TCP' },
+  timeout: { value: 'TIME', parse: period, help: 'how long to wait for a reply' },
+  dns: {
+    value: 'SERVER[:PORT]',
+    parse: text => socketAddress(text, 53),
+    help: 'ask this DNS server, not the system',
+  },
+  verbose: { short: '-v', parse: toggle, help: 'say which address answered, and how fast' },
+  logLevel: {
+    value: 'LEVEL',
+    parse: oneOf(...logLevels),
+    help: `log from this level on: ${logLevels.join(', ')}`,
+  },
+} as const satisfies Record<string, Flag>
+
+export type FlagName = keyof typeof flags
+
+interface Verb {
+  readonly summary: string
+  /** Positional arguments, in commander's notation. */
+  readonly args: readonly { readonly name: string; readonly help: string }[]
+  /** The flags it takes, each with its default as a user would write it; null where there is none. */
+  readonly flags: { readonly [F in FlagName]?: string | null }
+  /** Where a flag means something more special than its own help says. */
+  readonly help?: { readonly [F in FlagName]?: string }
+}
+
+const checkFlags = {
+  checkInterval: '500ms',
+  checkTimeout: '400ms',
+  rise: '2',
+  fall: '2',
+  fail: 'open',
+} as const
+const zoneFlags = { zone: 'roundelay.test', policy: 'cyclic', ttl: '5', answers: null, port: '7007' } as const
+const logFlags = { logLevel: 'info' } as const
+const drainFlags = { drain: '7s', grace: '5s', ...logFlags } as const
+
+export const verbs = {
+  up: {
+    summary:
+      'start the whole farm here: echo replicas on 127.0.1.x and the DNS server that rotates over them',
+    args: [],
+    flags: {
+      replicas: '3',
+      listen: '127.0.0.1:5300',
+      ...zoneFlags,
+      check: null,
+      ...checkFlags,
+      admin: '127.0.0.1:8080',
+      adminPort: '8080',
+      ...logFlags,
+    },
+    help: {
+      listen: 'where the DNS server listens, UDP and TCP',
+      port: 'the port of the echo replicas',
+      check: 'how replicas are checked [default: udp:PORT and http:ADMIN-PORT/readyz]',
+    },
+  },
+  echo: {
+    summary: 'run one echo replica (RFC 862) over TCP and UDP',
+    args: [],
+    flags: {
+      listen: '0.0.0.0:7007 [::]:7007',
+      maxConnections: '16384',
+      idleTimeout: '5m',
+      admin: '0.0.0.0:8080',
+      name: null,
+      tied: 'false',
+      ...drainFlags,
+    },
+  },
+  dns: {
+    summary: 'run the authoritative DNS server that rotates over the replicas',
+    args: [],
+    flags: {
+      listen: '0.0.0.0:5300',
+      service: null,
+      ...zoneFlags,
+      nsAddress: null,
+      serverId: null,
+      check: 'udp:7007',
+      ...checkFlags,
+      admin: '0.0.0.0:8080',
+      ...drainFlags,
+    },
+    help: { port: 'the port of the echo replicas, for SRV' },
+  },
+  send: {
+    summary: 'send each message to an echo server and print what comes back',
+    args: [
+      { name: '<host>', help: 'a name or an address' },
+      { name: '<message...>', help: 'what to send, one by one' },
+    ],
+    flags: { udp: 'false', tcp: 'false', port: '7007', timeout: '2s', dns: null, verbose: 'false' },
+  },
+  check: {
+    summary: 'probe a server once, for health checks: exit code 0 or 1, one line of why',
+    args: [{ name: '<target>', help: 'udp://HOST:PORT, tcp://HOST:PORT or http://HOST[:PORT]/path' }],
+    flags: { timeout: '2s' },
+  },
+} as const satisfies Record<string, Verb>
+
+export type VerbName = keyof typeof verbs
+
+type FlagsOf<V extends VerbName> = (typeof verbs)[V]['flags']
+type Value<F extends FlagName> = (typeof flags)[F] extends { repeat: true }
+  ? readonly ReturnType<(typeof flags)[F]['parse']>[]
+  : ReturnType<(typeof flags)[F]['parse']>
+
+/** The parsed options of a verb; `undefined` only where the table has no default. */
+export type Options<V extends VerbName> = {
+  readonly [F in keyof FlagsOf<V> & FlagName]: Value<F> | (FlagsOf<V>[F] extends null ? undefined : never)
+} & {
+  /** Names of the options that the user set, by flag or environment. */
+  readonly given: ReadonlySet<FlagName>
+}
+
+export const flagText = (name: FlagName): string => `--${name.replace(/[A-Z]/g, c => `-${c.toLowerCase()}`)}`
+export const envText = (name: FlagName): string =>
+  `ROUNDELAY_${name.replace(/[A-Z]/g, c => `_${c}`).toUpperCase()}`
+
+/** The help of a flag, as this verb means it. */
+export const helpText = (verb: VerbName, name: FlagName): string => {
+  const special: Verb['help'] = (verbs[verb] as Verb).help
+  return special?.[name] ?? flags[name].help
+}
+
+/** Flag before environment before default. An empty environment variable counts as not set. */
+export function resolveOptions<V extends VerbName>(
+  verb: V,
+  given: Readonly<Record<string, unknown>>,
+  env: NodeJS.ProcessEnv,
+): Options<V> {
+  const options: Record<string, unknown> = {}
+  const set = new Set<FlagName>()
+  for (const [key, fallback] of Object.entries<string | null>(verbs[verb].flags)) {
+    const name = key as FlagName
+    const flag: Flag = flags[name]
+    const fromEnv = env[envText(name)] || undefined
+    if (given[name] !== undefined || fromEnv !== undefined) set.add(name)
+    const [origin, raw] =
+      given[name] !== undefined ? [flagText(name), given[name]] : [envText(name), fromEnv ?? fallback]
+    if (raw === null || raw === undefined) continue
+    const parse = (text: string) => parseNamed(origin, text, flag.parse)
+    const texts = Array.isArray(raw) ? raw.map(String) : String(raw).split(/\s+/).filter(Boolean)
+    options[name] = flag.repeat ? texts.map(parse) : parse(String(raw))
+  }
+  return { ...options, given: set } as unknown as Options<V>
+}
+
+/** The value of one text, or the error that names it, where it came from and what was expected. */
+export function parseNamed<T>(origin: string, text: string, parse: (text: string) => T): T {
+  try {
+    return parse(text)
+  } catch (error) {
+    if (!(error instanceof Expected)) throw error
+    throw new UsageError(`Cannot parse ${origin} "${text}": expected ${error.message}`)
+  }
+}

@@ -1,0 +1,218 @@
+/**
+ * The sockets of the authoritative server: dns2's UDP and TCP servers, with the handling of messages replaced
+ * by our own for what they leave open (ARCHITECTURE, "dns2").
+ */
+import type { RemoteInfo } from 'node:dgram'
+import { once } from 'node:events'
+import { isIPv6, type Socket } from 'node:net'
+import { TCPServer, UDPServer } from 'dns2'
+import type { SocketAddress } from '../parse.ts'
+import type { Reply } from './respond.ts'
+
+export type DnsTransport = 'udp' | 'tcp'
+
+/** Answers one message, or undefined where none is due. Must not throw. */
+export type Answerer = (message: Buffer, transport: DnsTransport) => Reply | undefined
+
+export interface DnsListener {
+  readonly addresses: readonly SocketAddress[]
+  close(deadline: AbortSignal): Promise<void>
+}
+
+export interface DnsListenOptions {
+  readonly listen: readonly SocketAddress[]
+  /** A TCP connection on which no whole query came, or no answer could be delivered, for this long is closed. */
+  readonly tcpIdleMs?: number
+  readonly tcpMaxConnections?: number
+}
+
+const TCP_IDLE_MS = 10_000
+const TCP_MAX_CONNECTIONS = 1024
+/** Queries of one connection answered before others have their turn. */
+const TCP_QUERIES_A_TURN = 64
+const TCP_MAX_CHUNKS = 256
+const UDP_BUFFER_OCTETS = 4 * 1024 * 1024
+/** Answers that the kernel does not take yet; beyond this a query is dropped, and will be asked again. */
+const UDP_MAX_QUEUED_OCTETS = 4 * 1024 * 1024
+const HEADER_OCTETS = 12
+
+/** Resolves when every address listens, over UDP and TCP; rejects with Node's error if one cannot. */
+export async function listenDns(answer: Answerer, options: DnsListenOptions): Promise<DnsListener> {
+  const { tcpIdleMs = TCP_IDLE_MS, tcpMaxConnections = TCP_MAX_CONNECTIONS } = options
+  const servers: { address: SocketAddress; udp: Udp; tcp: Tcp }[] = []
+  try {
+    for (const wanted of options.listen) {
+      const tcp = new Tcp(answer, tcpIdleMs)
+      tcp.maxConnections = tcpMaxConnections
+      tcp.listen({ host: wanted.address, port: wanted.port, ipv6Only: true })
+      await once(tcp, 'listening')
+      const address = { address: wanted.address, port: (tcp.address() as { port: number }).port }
+      const udp = new Udp(answer, isIPv6(wanted.address))
+      servers.push({ address, udp, tcp })
+      const bound = once(udp, 'listening')
+      // dns2's own `listen` never settles when the port is taken.
+      udp.bind({ address: address.address, port: address.port, exclusive: true })
+      await bound
+      udp.on('error', () => {})
+    }
+  } catch (error) {
+    for (const { udp, tcp } of servers) {
+      tcp.close()
+      udp.close()
+    }
+    throw error
+  }
+  return {
+    addresses: servers.map(server => server.address),
+    async close(deadline) {
+      await Promise.all(
+        servers.map(async ({ udp, tcp }) => {
+          udp.close()
+          await tcp.drain(deadline)
+        }),
+      )
+    },
+  }
+}
+
+class Udp extends UDPServer {
+  readonly #answer: Answerer
+
+  constructor(answer: Answerer, ipv6: boolean) {
+    const family = ipv6 ? 6 : 4
+    const socket = {
+      type: `udp${family}`,
+      ipv6Only: ipv6,
+      recvBufferSize: UDP_BUFFER_OCTETS,
+      lookup: (peer: string, _options: unknown, callback: (...args: unknown[]) => void) =>
+        callback(null, peer, family),
+    }
+    // dns2 hands `type` to dgram.Socket as it is, which takes an options object there.
+    super({ type: socket as unknown as 'udp4' })
+    this.#answer = answer
+  }
+
+  override handle(query: Buffer, { address, port }: RemoteInfo): void {
+    // To port 0 nothing can be sent: `send` would throw.
+    if (port === 0 || this.getSendQueueSize() > UDP_MAX_QUEUED_OCTETS) return
+    const reply = this.#answer(query, 'udp')
+    if (reply) this.send(reply.octets, port, address, () => {})
+  }
+}
+
+class Tcp extends TCPServer {
+  readonly #answer: Answerer
+  readonly #idleMs: number
+  readonly #conversations = new Set<Conversation>()
+
+  constructor(answer: Answerer, idleMs: number) {
+    super()
+    this.#answer = answer
+    this.#idleMs = idleMs
+  }
+
+  /** Called by dns2 for each connection. */
+  handle(client: Socket): void {
+    const conversation = new Conversation(client, this.#answer, this.#idleMs)
+    this.#conversations.add(conversation)
+    client.once('close', () => this.#conversations.delete(conversation))
+  }
+
+  async drain(deadline: AbortSignal): Promise<void> {
+    const closed = once(this, 'close')
+    this.close()
+    for (const conversation of this.#conversations) conversation.finish()
+    const cut = () => {
+      for (const conversation of this.#conversations) conversation.client.destroy()
+    }
+    if (deadline.aborted) cut()
+    else deadline.addEventListener('abort', cut, { once: true })
+    await closed
+    deadline.removeEventListener('abort', cut)
+  }
+}
+
+/** One TCP connection: queries with a two-octet length each, pipelined, answered in order (RFC 7766). */
+class Conversation {
+  readonly client: Socket
+  readonly #answer: Answerer
+  readonly #patience: NodeJS.Timeout
+  #chunks: Buffer[] = []
+  #octets = 0
+  /** Of the message under way, without its prefix. */
+  #expected: number | undefined
+  #ended = false
+  #pumping: NodeJS.Immediate | undefined
+
+  constructor(client: Socket, answer: Answerer, idleMs: number) {
+    this.client = client
+    this.#answer = answer
+    // Restarted by whole messages only: a client that sends an octet at a time does not live for ever.
+    this.#patience = setTimeout(() => client.destroy(), idleMs)
+    client.setNoDelay(true)
+    client.on('error', () => client.destroy())
+    client.on('close', () => {
+      clearTimeout(this.#patience)
+      clearImmediate(this.#pumping)
+    })
+    client.on('drain', () => this.#pump())
+    client.on('end', () => this.finish())
+    client.on('data', (chunk: Buffer) => {
+      this.#chunks.push(chunk)
+      this.#octets += chunk.length
+      if (this.#chunks.length > TCP_MAX_CHUNKS) this.#merge()
+      this.#pump()
+    })
+  }
+
+  /** No more queries: what has come whole is answered, then the connection ends. */
+  finish(): void {
+    this.#ended = true
+    this.#pump()
+  }
+
+  #pump(): void {
+    const { client } = this
+    if (this.#pumping || client.destroyed) return
+    for (let turn = 0; turn < TCP_QUERIES_A_TURN; turn++) {
+      // What the client does not read is not made: no buffering beyond the stream's own.
+      if (client.writableNeedDrain) return void client.pause()
+      const query = this.#take()
+      if (!query) return void (this.#ended ? client.end() : client.resume())
+      if (query.length < HEADER_OCTETS) return void client.destroy()
+      this.#patience.refresh()
+      const reply = this.#answer(query, 'tcp')
+      if (reply) client.write(frame(reply.octets))
+    }
+    client.pause()
+    this.#pumping = setImmediate(() => {
+      this.#pumping = undefined
+      this.#pump()
+    })
+  }
+
+  #take(): Buffer | undefined {
+    if (this.#octets < 2) return undefined
+    this.#expected ??= this.#merge().readUInt16BE(0)
+    const end = 2 + this.#expected
+    if (this.#octets < end) return undefined
+    const all = this.#merge()
+    this.#chunks = [all.subarray(end)]
+    this.#octets -= end
+    this.#expected = undefined
+    return all.subarray(2, end)
+  }
+
+  #merge(): Buffer {
+    if (this.#chunks.length > 1) this.#chunks = [Buffer.concat(this.#chunks)]
+    return this.#chunks[0]
+  }
+}
+
+/** In one buffer, so that prefix and message leave in one segment (RFC 7766 8). */
+function frame(message: Buffer): Buffer {
+  const framed = Buffer.allocUnsafe(2 + message.length)
+  framed.writeUInt16BE(message.length)
+  message.copy(framed, 2)
+  return framed
+}

@@ -1,0 +1,106 @@
+/** What is asked of an endpoint to know its health, how often, and how the results become a state. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { type ProbeResult, probe } from '../client/probe.ts'
+import { Expected } from '../parse.ts'
+
+export type Check =
+  | { readonly kind: 'udp' | 'tcp'; readonly port: number }
+  | { readonly kind: 'http'; readonly port: number; readonly path: string }
+  | { readonly kind: 'none' }
+
+/** `udp:PORT`, `tcp:PORT`, `http:PORT/path` or `none`. */
+export function parseCheck(text: string): Check {
+  if (text === 'none') return { kind: 'none' }
+  const match = /^(udp|tcp|http):(\d{1,5})(\/[\x21-\x7e]*)?$/.exec(text)
+  const port = Number(match?.[2])
+  if (match && port >= 1 && port <= 65535) {
+    if (match[1] === 'http') return { kind: 'http', port, path: match[3] ?? '/' }
+    if (match[3] === undefined) return { kind: match[1] as 'udp' | 'tcp', port }
+  }
+  throw new Expected('udp:PORT, tcp:PORT, http:PORT/path or none')
+}
+
+export interface CheckOptions {
+  /** All must pass. */
+  readonly checks: readonly Check[]
+  /** From start to start. */
+  readonly intervalMs: number
+  readonly timeoutMs: number
+  /** Passes in a row that bring an endpoint back. */
+  readonly rise: number
+  /** Failures in a row that take it out. */
+  readonly fall: number
+}
+
+/** `checking`: added, and not looked at yet. */
+export type State = 'checking' | 'up' | 'down' | 'draining'
+
+export interface Health {
+  readonly state: State
+  /** Results in a row; one of the two is 0. */
+  readonly passes: number
+  readonly failures: number
+  /** What the last round said. */
+  readonly detail: string
+  /** Connections that its `/readyz` told of; undefined where no check asks for it. */
+  readonly activeConnections: number | undefined
+}
+
+export const UNCHECKED: Health = {
+  state: 'checking',
+  passes: 0,
+  failures: 0,
+  detail: 'not checked yet',
+  activeConnections: undefined,
+}
+
+export const ALWAYS_UP: Health = { ...UNCHECKED, state: 'up', detail: 'no check' }
+
+/** The health after one more result. An endpoint's first one decides at once; "draining" needs no second. */
+export function nextHealth(health: Health, result: ProbeResult, rise: number, fall: number): Health {
+  const { detail } = result
+  if (!result.ok && result.draining) return { ...UNCHECKED, state: 'draining', detail }
+  const passes = result.ok ? health.passes + 1 : 0
+  const failures = result.ok ? 0 : health.failures + 1
+  const first = health.state === 'checking'
+  let { state } = health
+  if (passes >= (first ? 1 : rise)) state = 'up'
+  if (failures >= (first ? 1 : fall)) state = 'down'
+  const activeConnections = result.ok ? result.activeConnections : undefined
+  return { state, passes, failures, detail, activeConnections }
+}
+
+/**
+ * Checks one endpoint until `signal` aborts. The first start is put off by a random part of the interval,
+ * so that a thousand endpoints added together are not asked together.
+ */
+export async function checkForever(
+  address: string,
+  options: CheckOptions,
+  report: (result: ProbeResult, seconds: number) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  const targets = options.checks.filter(check => check.kind !== 'none').map(check => ({ ...check, address }))
+  let due = performance.now() + Math.random() * options.intervalMs
+  try {
+    while (!signal.aborted) {
+      await sleep(Math.max(0, due - performance.now()), undefined, { signal })
+      const started = performance.now()
+      const results = await Promise.all(targets.map(target => probe(target, options.timeoutMs)))
+      if (!signal.aborted) report(combine(results), (performance.now() - started) / 1000)
+      due = Math.max(due + options.intervalMs, performance.now())
+    }
+  } catch (error) {
+    if (!signal.aborted) throw error
+  }
+}
+
+/** The draining one speaks loudest, then the first failure; passes are summed up. */
+function combine(results: readonly ProbeResult[]): ProbeResult {
+  const worst = results.find(result => !result.ok && result.draining) ?? results.find(result => !result.ok)
+  if (worst) return worst
+  const passes = results.filter(result => result.ok)
+  const detail = passes.map(pass => pass.detail).join(', ')
+  const activeConnections = passes.find(pass => pass.activeConnections !== undefined)?.activeConnections
+  return activeConnections === undefined ? { ok: true, detail } : { ok: true, detail, activeConnections }
+}

@@ -1,0 +1,216 @@
+/** The endpoints of one service: what the source says and what the checks find, as one frozen Snapshot. */
+import { isIPv6 } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import {
+  ALWAYS_UP,
+  type CheckOptions,
+  checkForever,
+  type Health,
+  nextHealth,
+  type State,
+  UNCHECKED,
+} from './checks.ts'
+import type { Endpoint, Source } from './source.ts'
+
+export interface EndpointStatus {
+  readonly address: string
+  readonly family: 4 | 6
+  readonly weight: number
+  readonly state: State
+  readonly terminating: boolean
+  /** It stands in answers. */
+  readonly answered: boolean
+  readonly detail: string
+  readonly activeConnections: number | undefined
+}
+
+/** All that DNS needs to know of a service. Replaced whole, never edited. */
+export interface Snapshot {
+  readonly service: string
+  /** False until the source has published and each of the first endpoints has been checked once. */
+  readonly ready: boolean
+  /** No endpoint is well, and those that are not stand in the answer all the same. */
+  readonly failedOpen: boolean
+  readonly endpoints: readonly EndpointStatus[]
+}
+
+/** What happens in a pool, for log and metrics. */
+export interface PoolEvents {
+  snapshot(snapshot: Snapshot): void
+  state(address: string, from: State | 'absent', to: State | 'absent', detail: string): void
+  checked(address: string, ok: boolean, seconds: number): void
+  /** `error` is undefined when the source is well again. */
+  source(error: Error | undefined): void
+}
+
+export interface PoolOptions extends CheckOptions {
+  readonly service: string
+  readonly source: Source
+  /** When no endpoint is well: answer with all of them, or with none. */
+  readonly fail: 'open' | 'closed'
+}
+
+export interface Pool {
+  readonly snapshot: Snapshot
+  close(): Promise<void>
+}
+
+const SOURCE_RESTART_MS = 1000
+
+interface Member {
+  endpoint: Endpoint
+  health: Health
+  readonly stop: AbortController
+  readonly checking: Promise<void>
+}
+
+export function startPool(options: PoolOptions, events: PoolEvents): Pool {
+  const { service, checks, rise, fall } = options
+  const members = new Map<string, Member>()
+  const stop = new AbortController()
+  const checked = checks.some(check => check.kind !== 'none')
+  let firstRound: Set<string> | undefined
+  let sourceFailed = false
+  let snapshot: Snapshot = freeze({ service, ready: false, failedOpen: false, endpoints: [] })
+  let pending: NodeJS.Immediate | undefined
+
+  // A round of a thousand results becomes one Snapshot, not a thousand.
+  const changed = () => {
+    pending ??= setImmediate(() => {
+      pending = undefined
+      const endpoints = [...members.values()]
+      const ready = firstRound?.size === 0
+      snapshot = freeze({ service, ready, ...choose(endpoints, options.fail) })
+      events.snapshot(snapshot)
+    })
+  }
+
+  const add = (endpoint: Endpoint): Member => {
+    const { address } = endpoint
+    const stopMember = new AbortController()
+    const report = (result: Parameters<typeof nextHealth>[1], seconds: number) => {
+      const before = member.health
+      member.health = nextHealth(before, result, rise, fall)
+      events.checked(address, result.ok, seconds)
+      if (before.state !== member.health.state)
+        events.state(address, before.state, member.health.state, member.health.detail)
+      const said = firstRound?.delete(address)
+      if (said || !same(before, member.health)) changed()
+    }
+    const member: Member = {
+      endpoint,
+      health: checked ? UNCHECKED : ALWAYS_UP,
+      stop: stopMember,
+      checking: checked ? checkForever(address, options, report, stopMember.signal) : Promise.resolve(),
+    }
+    events.state(address, 'absent', member.health.state, member.health.detail)
+    return member
+  }
+
+  const publish = (endpoints: readonly Endpoint[]) => {
+    if (stop.signal.aborted) return
+    if (sourceFailed) events.source(undefined)
+    sourceFailed = false
+    const wanted = new Map(endpoints.map(endpoint => [endpoint.address, endpoint]))
+    let different = wanted.size !== members.size
+    for (const [address, member] of members) {
+      if (wanted.has(address)) continue
+      member.stop.abort()
+      members.delete(address)
+      firstRound?.delete(address)
+      different = true
+      events.state(address, member.health.state, 'absent', 'the source no longer has it')
+    }
+    const ordered: [string, Member][] = []
+    for (const [address, endpoint] of wanted) {
+      const member = members.get(address)
+      if (member && !sameEndpoint(member.endpoint, endpoint)) different = true
+      if (member) member.endpoint = endpoint
+      ordered.push([address, member ?? add(endpoint)])
+    }
+    // The Map's order is the source's order, which rotation follows.
+    if ([...members.keys()].join() !== ordered.map(([address]) => address).join()) different = true
+    members.clear()
+    for (const [address, member] of ordered) members.set(address, member)
+    if (!firstRound) {
+      firstRound = new Set(checked ? members.keys() : [])
+      different = true
+    }
+    if (different) changed()
+  }
+
+  const fail = (error: Error) => {
+    if (!sourceFailed) events.source(error)
+    sourceFailed = true
+  }
+
+  const following = (async () => {
+    while (!stop.signal.aborted) {
+      try {
+        return await options.source({ publish, fail }, stop.signal)
+      } catch (error) {
+        fail(error as Error)
+        await sleep(SOURCE_RESTART_MS, undefined, { signal: stop.signal }).catch(() => {})
+      }
+    }
+  })()
+
+  return {
+    get snapshot() {
+      return snapshot
+    },
+    async close() {
+      stop.abort()
+      if (pending) clearImmediate(pending)
+      for (const member of members.values()) member.stop.abort()
+      await Promise.all([following, ...[...members.values()].map(member => member.checking)])
+    },
+  }
+}
+
+/**
+ * Which endpoints stand in the answer. First those that are well; else, as kube-proxy does, those that the
+ * platform is ending but that still serve; else, unless closed, all that were looked at: a flaky check must
+ * not become an outage (gdnsd, Route 53). Draining ones come last of all.
+ */
+function choose(
+  members: readonly Member[],
+  fail: 'open' | 'closed',
+): Pick<Snapshot, 'failedOpen' | 'endpoints'> {
+  const up = ({ health }: Member) => health.state === 'up'
+  const draining = ({ health }: Member) => health.state === 'draining'
+  const checked = ({ health }: Member) => health.state !== 'checking'
+  const tiers: ((member: Member) => boolean)[] = [
+    m => up(m) && m.endpoint.ready && !m.endpoint.terminating,
+    m => (up(m) || draining(m)) && m.endpoint.serving && m.endpoint.terminating,
+  ]
+  if (fail === 'open') tiers.push(m => checked(m) && !draining(m) && !m.endpoint.terminating, checked)
+  const tier = tiers.findIndex(fits => members.some(fits))
+  return {
+    failedOpen: tier >= 2,
+    endpoints: members.map(member => status(member, tier !== -1 && tiers[tier](member))),
+  }
+}
+
+const status = ({ endpoint, health }: Member, answered: boolean): EndpointStatus => ({
+  address: endpoint.address,
+  family: isIPv6(endpoint.address) ? 6 : 4,
+  weight: endpoint.weight,
+  state: health.state,
+  terminating: endpoint.terminating,
+  answered,
+  detail: health.detail,
+  activeConnections: health.activeConnections,
+})
+
+const same = (a: Health, b: Health) =>
+  a.state === b.state && a.detail === b.detail && a.activeConnections === b.activeConnections
+
+const sameEndpoint = (a: Endpoint, b: Endpoint) =>
+  a.weight === b.weight && a.ready === b.ready && a.serving === b.serving && a.terminating === b.terminating
+
+function freeze(snapshot: Snapshot): Snapshot {
+  for (const endpoint of snapshot.endpoints) Object.freeze(endpoint)
+  Object.freeze(snapshot.endpoints)
+  return Object.freeze(snapshot)
+}

@@ -1,0 +1,164 @@
+/** Every metric, declared once (the README's table is checked against this), and its two registries. */
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
+
+/** Names after CoreDNS's and Prometheus' own rules. */
+export const metrics = {
+  roundelay_build_info: {
+    type: 'gauge',
+    labels: ['version'],
+    help: 'Always 1; the label says which version runs.',
+  },
+
+  roundelay_echo_datagrams_total: {
+    type: 'counter',
+    labels: ['result'],
+    help: 'UDP datagrams by result: echoed, dropped_loop (from a port that answers by itself), dropped_overload, failed (could not be sent).',
+  },
+  roundelay_echo_connections_total: { type: 'counter', labels: [], help: 'TCP connections served.' },
+  roundelay_echo_connections_active: { type: 'gauge', labels: [], help: 'TCP connections being served now.' },
+  roundelay_echo_connections_waiting: {
+    type: 'gauge',
+    labels: [],
+    help: 'TCP connections that wait because the cap is reached.',
+  },
+
+  roundelay_dns_requests_total: {
+    type: 'counter',
+    labels: ['proto', 'type'],
+    help: 'DNS queries answered, by transport and query type.',
+  },
+  roundelay_dns_responses_total: {
+    type: 'counter',
+    labels: ['proto', 'rcode'],
+    help: 'DNS responses, by transport and response code.',
+  },
+  roundelay_dns_responses_truncated_total: {
+    type: 'counter',
+    labels: ['proto'],
+    help: 'DNS responses with the TC bit: the client has to ask again over TCP.',
+  },
+  roundelay_dns_dropped_total: {
+    type: 'counter',
+    labels: ['proto'],
+    help: 'Messages without a reply: no header, or responses themselves.',
+  },
+  roundelay_dns_failed_total: {
+    type: 'counter',
+    labels: [],
+    help: 'Queries that a fault of the server left without a reply.',
+  },
+  roundelay_dns_request_duration_seconds: {
+    type: 'histogram',
+    labels: ['proto'],
+    buckets: [0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1],
+    help: 'Time from a whole query to its response, without the sockets.',
+  },
+  roundelay_dns_first_total: {
+    type: 'counter',
+    labels: ['name', 'type', 'address'],
+    help: 'Times that an address stood first in an answer.',
+  },
+  roundelay_dns_zone_serial: { type: 'gauge', labels: [], help: 'Serial of the SOA.' },
+
+  roundelay_service_ready: {
+    type: 'gauge',
+    labels: ['service'],
+    help: '1 once the source has published and the first check round is over.',
+  },
+  roundelay_service_failed_open: {
+    type: 'gauge',
+    labels: ['service'],
+    help: '1 while no endpoint is well and all are answered all the same.',
+  },
+  roundelay_service_endpoints: {
+    type: 'gauge',
+    labels: ['service', 'state'],
+    help: 'Endpoints by state: checking, up, down, draining.',
+  },
+  roundelay_endpoint_answered: {
+    type: 'gauge',
+    labels: ['service', 'address'],
+    help: '1 while the endpoint stands in answers.',
+  },
+  roundelay_checks_total: {
+    type: 'counter',
+    labels: ['service', 'result'],
+    help: 'Check rounds of single endpoints, by result: pass, fail.',
+  },
+  roundelay_check_duration_seconds: {
+    type: 'histogram',
+    labels: ['service'],
+    buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1],
+    help: 'Time that a check round of one endpoint took.',
+  },
+  roundelay_source_up: {
+    type: 'gauge',
+    labels: ['service'],
+    help: '0 while the source fails and its last good answer is used.',
+  },
+  roundelay_source_failures_total: {
+    type: 'counter',
+    labels: ['service'],
+    help: 'Times that the source began to fail.',
+  },
+} as const satisfies Record<string, Declaration>
+
+type Declaration = {
+  type: 'counter' | 'gauge' | 'histogram'
+  labels: readonly string[]
+  help: string
+  buckets?: readonly number[]
+}
+
+export type MetricName = keyof typeof metrics
+type OfType<T> = { [N in MetricName]: (typeof metrics)[N]['type'] extends T ? N : never }[MetricName]
+type Labels = Record<string, string>
+
+/** One value of a metric that is kept elsewhere and read when it is scraped. */
+export type Sample = readonly [name: OfType<'counter' | 'gauge'>, labels: Labels, value: number]
+
+/** The metrics of one process: those of its role, and Node's own. */
+export class Metrics {
+  readonly #registry = new Registry()
+  readonly #counters = new Map<MetricName, Counter>()
+  readonly #gauges = new Map<MetricName, Gauge>()
+  readonly #histograms = new Map<MetricName, Histogram>()
+  readonly #sampled = new Set<Counter | Gauge>()
+
+  constructor(role: 'echo' | 'dns', version: string) {
+    const registers = [this.#registry]
+    collectDefaultMetrics({ register: this.#registry })
+    for (const [key, declared] of Object.entries<Declaration>(metrics)) {
+      const name = key as MetricName
+      if (name !== 'roundelay_build_info' && name.startsWith('roundelay_echo_') !== (role === 'echo'))
+        continue
+      const { help, labels, buckets = [] } = declared
+      const options = { name, help, labelNames: [...labels], registers }
+      if (declared.type === 'counter') this.#counters.set(name, new Counter(options))
+      else if (declared.type === 'gauge') this.#gauges.set(name, new Gauge(options))
+      else this.#histograms.set(name, new Histogram({ ...options, buckets: [...buckets] }))
+    }
+    this.#gauges.get('roundelay_build_info')?.set({ version }, 1)
+  }
+
+  /** Counts one event. */
+  inc(name: OfType<'counter'>, labels: Labels = {}): void {
+    this.#counters.get(name)?.inc(labels)
+  }
+
+  /** Notes one duration. */
+  observe(name: OfType<'histogram'>, labels: Labels, seconds: number): void {
+    this.#histograms.get(name)?.observe(labels, seconds)
+  }
+
+  /** The text that Prometheus scrapes. What is sampled now replaces what was sampled before. */
+  async expose(samples: readonly Sample[]): Promise<{ contentType: string; text: string }> {
+    for (const metric of this.#sampled) metric.reset()
+    for (const [name, labels, value] of samples) {
+      const metric = this.#counters.get(name) ?? this.#gauges.get(name)
+      metric?.inc(labels, value)
+      if (metric) this.#sampled.add(metric)
+    }
+    return { contentType: this.#registry.contentType, text: await this.#registry.metrics() }
+  }
+}
