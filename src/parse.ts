@@ -39,12 +39,15 @@ export function port(text: string): number {
 
 const unitsMs = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 }
 
-/** `500ms`, `7s`, `1.5m`, `1h` or `0` → milliseconds, at most 2^31-1 (the longest Node timer). */
+/** The longest Node timer; a longer one would fire at once. */
+const MAX_DURATION_MS = 2 ** 31 - 1
+
+/** `500ms`, `7s`, `1.5m`, `1h` or `0` → milliseconds, at most 596 hours. */
 export function duration(text: string): number {
   const match = /^(\d{1,10}(?:\.\d{1,3})?)(ms|s|m|h)$/.exec(text)
   const ms = match ? Math.round(Number(match[1]) * unitsMs[match[2] as keyof typeof unitsMs]) : Number.NaN
-  if (text === '0' || ms <= 2 ** 31 - 1) return ms || 0
-  throw new Expected('a duration such as 500ms, 7s or 1m')
+  if (text === '0' || ms <= MAX_DURATION_MS) return ms || 0
+  throw new Expected(ms > MAX_DURATION_MS ? 'at most 596h' : 'a duration such as 500ms, 7s or 1m')
 }
 
 /** A duration that is a period or a limit, so never 0. */

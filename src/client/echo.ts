@@ -37,7 +37,8 @@ async function openUdp({ address, port }: SocketAddress, signal: AbortSignal): P
   return {
     async exchange(payload, signal) {
       const reply = once(socket, 'message', { signal })
-      socket.send(payload)
+      // Without a callback an error of `send` (too long, refused before) is swallowed.
+      socket.send(payload, error => error && socket.emit('error', error))
       return (await reply)[0] as Buffer
     },
     close: () => void socket.close(),
@@ -67,7 +68,9 @@ async function openTcp({ address, port }: SocketAddress, signal: AbortSignal): P
       socket.write(payload)
       try {
         while (received < payload.length) {
-          const chunk: Buffer | null = socket.read()
+          // What comes beyond that belongs to the next exchange, however TCP cuts it.
+          const wanted = Math.min(payload.length - received, socket.readableLength)
+          const chunk: Buffer | null = wanted > 0 ? socket.read(wanted) : socket.read()
           if (chunk) {
             chunks.push(chunk)
             received += chunk.length

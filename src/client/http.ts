@@ -13,15 +13,21 @@ export function httpGet(
   return new Promise((resolve, reject) => {
     const headers = { host: formatAddress({ address, port }) }
     const request = get({ host: address, port, path, headers, agent: false, signal }, response => {
-      let body = ''
-      response.setEncoding('utf8')
-      response.on('data', (chunk: string) => {
-        body += chunk
-        if (body.length > MAX_BODY_OCTETS)
-          request.destroy(new Error(`the answer is longer than ${MAX_BODY_OCTETS} bytes`))
+      const chunks: Buffer[] = []
+      let octets = 0
+      response.on('data', (chunk: Buffer) => {
+        chunks.push(chunk)
+        octets += chunk.length
+        if (octets <= MAX_BODY_OCTETS) return
+        reject(new Error(`the answer is longer than ${MAX_BODY_OCTETS} bytes`))
+        request.destroy()
       })
       response.on('error', reject)
-      response.on('end', () => resolve({ statusCode: response.statusCode ?? 0, body }))
+      response.on('end', () => {
+        // A body that lasts until the connection closes "ends" too when the abort closes it.
+        if (signal.aborted) reject(signal.reason)
+        else resolve({ statusCode: response.statusCode ?? 0, body: Buffer.concat(chunks).toString() })
+      })
     })
     request.on('error', reject)
   })

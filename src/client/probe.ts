@@ -15,12 +15,19 @@ const NONCE_OCTETS = 16
 
 /** Never rejects: everything that can go wrong with a server is a result. Ends within `timeoutMs`. */
 export async function probe(target: ProbeTarget, timeoutMs: number): Promise<ProbeResult> {
-  const limit = AbortSignal.timeout(timeoutMs)
+  const limit = new AbortController()
+  // A process that was held up (a busy machine, SIGSTOP) finds its timers due before it has read what came
+  // meanwhile: the answer gets one turn of the event loop before the server is blamed.
+  const timer = setTimeout(() => setImmediate(() => limit.abort()), timeoutMs)
   try {
-    return target.kind === 'http' ? await probeHttp(target, limit) : await probeEcho(target, limit)
+    return target.kind === 'http'
+      ? await probeHttp(target, limit.signal)
+      : await probeEcho(target, limit.signal)
   } catch (error) {
-    const detail = limit.aborted ? `no answer within ${timeoutMs} ms` : (error as Error).message
+    const detail = limit.signal.aborted ? `no answer within ${timeoutMs} ms` : (error as Error).message
     return { ok: false, detail, draining: false }
+  } finally {
+    clearTimeout(timer)
   }
 }
 
@@ -60,7 +67,8 @@ function readStatus(body: string): { status?: string; connections?: number } {
   try {
     const { status, connections } = JSON.parse(body)
     return {
-      ...(typeof status === 'string' && { status: status.slice(0, 40) }),
+      // It stands in logs and on terminals: nothing but a short line.
+      ...(typeof status === 'string' && /^[\x20-\x7e]{1,40}$/.test(status) && { status }),
       ...(Number.isSafeInteger(connections) && connections >= 0 && { connections }),
     }
   } catch {

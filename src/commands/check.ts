@@ -1,15 +1,32 @@
 /** `roundelay check`: one probe, for the HEALTHCHECK of an image that has no shell, `nc` or `curl`. */
 import { lookup } from 'node:dns/promises'
-import { type ProbeTarget, probe } from '../client/probe.ts'
+import { type ProbeResult, type ProbeTarget, probe } from '../client/probe.ts'
 import { Expected } from '../parse.ts'
 import { parseNamed, type Run } from './options.ts'
 
 export const run: Run<'check'> = async (options, [text], { exit }) => {
   const { host, ...target } = parseNamed('target', text, parseTarget)
-  const { address } = await lookup(host)
-  const result = await probe({ ...target, address } as ProbeTarget, options.timeout)
+  const result = await probeName(host, address => ({ ...target, address }) as ProbeTarget, options.timeout)
   process.stdout.write(`${result.ok ? 'ok' : 'failed'}: ${text}: ${result.detail}\n`)
   if (!result.ok) exit(1)
+}
+
+/** A name is well if one of its addresses is: localhost is often ::1 first, where an IPv4 listener is not. */
+async function probeName(
+  host: string,
+  at: (address: string) => ProbeTarget,
+  timeoutMs: number,
+): Promise<ProbeResult> {
+  let result: ProbeResult = { ok: false, detail: `${host} has no address`, draining: false }
+  try {
+    for (const { address } of await lookup(host, { all: true })) {
+      result = await probe(at(address), timeoutMs)
+      if (result.ok) break
+    }
+    return result
+  } catch (error) {
+    return { ok: false, detail: (error as Error).message, draining: false }
+  }
 }
 
 function parseTarget(text: string): { kind: ProbeTarget['kind']; host: string; port: number; path?: string } {
@@ -17,8 +34,8 @@ function parseTarget(text: string): { kind: ProbeTarget['kind']; host: string; p
   if (!URL.canParse(text)) throw wanted
   const { protocol, hostname, port, pathname, search } = new URL(text)
   const host = hostname.replace(/^\[|\]$/g, '')
-  if (!host) throw wanted
+  if (!host || port === '0') throw wanted
   if (protocol === 'http:') return { kind: 'http', host, port: Number(port || 80), path: pathname + search }
-  if ((protocol !== 'udp:' && protocol !== 'tcp:') || !Number(port) || !/^\/?$/.test(pathname)) throw wanted
+  if ((protocol !== 'udp:' && protocol !== 'tcp:') || !port || !/^\/?$/.test(pathname)) throw wanted
   return { kind: protocol === 'udp:' ? 'udp' : 'tcp', host, port: Number(port) }
 }

@@ -26,8 +26,10 @@ export const run: Run<'dns'> = async (options, _args, context) => {
     throw new UsageError(
       'dns needs at least one --service NAME=SOURCE, such as echo=static:127.0.1.1,127.0.1.2',
     )
+  const dnsOptions = { ...options, services, drainMs: options.drain, graceMs: options.grace }
+  validate(dnsOptions)
   const log = await createLog({ level: options.logLevel, name: 'dns' })
-  await startDns({ ...options, services, drainMs: options.drain, graceMs: options.grace }, log, context)
+  await startDns(dnsOptions, log, context)
 }
 
 /** A name as in a zone file: with a final dot it is whole, `@` is the zone, else it is relative to the zone. */
@@ -78,7 +80,6 @@ export async function startDns(
   log: Logger,
   { version, exit }: Context,
 ): Promise<RunningDns> {
-  validate(options)
   const metrics = new Metrics('dns', version)
   const authority = new Authority(
     {
@@ -143,7 +144,8 @@ export async function startDns(
   return { authority, addresses: listener.addresses }
 }
 
-function validate({ policy, check, services }: DnsOptions): void {
+/** Throws a UsageError where options do not go together. */
+export function validate({ policy, check, services }: DnsOptions): void {
   if (policy === 'least-loaded' && !check.some(({ kind }) => kind === 'http'))
     throw new UsageError(
       'Cannot use --policy least-loaded: it reads the load from the replicas, which needs --check http:8080/readyz',

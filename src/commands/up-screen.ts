@@ -5,7 +5,7 @@ import { stripVTControlCharacters } from 'node:util'
 export interface Row {
   readonly address: string
   readonly state: string
-  /** What the last check said, or how to start it again. */
+  /** What the last check said. */
   readonly checks: string
   readonly first: number
   /** Undefined until the replica has told. */
@@ -40,10 +40,14 @@ const colour = (state: string) => `\x1b[${colours[state] ?? 0}m${state}\x1b[0m`
 
 export class Screen {
   readonly #out: WriteStream
-  #lines: readonly string[] = []
+  #block = ''
 
   constructor(out: WriteStream) {
     this.#out = out
+    // The terminal has laid the old block out anew: it stays where it is, and the next one stands below.
+    out.on('resize', () => {
+      this.#block = ''
+    })
   }
 
   get rows(): number {
@@ -52,24 +56,22 @@ export class Screen {
 
   /** Replaces the block. */
   show(lines: readonly string[]): void {
-    const cut = lines.map(line => truncate(line, this.#out.columns))
-    this.#out.write(`${this.#clear()}${cut.join('\n')}\n`)
-    this.#lines = cut
+    const clear = this.#clear()
+    this.#block = `${lines.join('\n')}\n`
+    this.#out.write(clear + this.#block)
   }
 
   /** Writes text above the block, where it stays. */
   print(text: string): void {
-    const block = this.#lines.length > 0 ? `${this.#lines.join('\n')}\n` : ''
-    this.#out.write(`${this.#clear()}${text.endsWith('\n') ? text : `${text}\n`}${block}`)
+    this.#out.write(this.#clear() + (text.endsWith('\n') ? text : `${text}\n`) + this.#block)
   }
 
   #clear(): string {
-    return this.#lines.length > 0 ? `\x1b[${this.#lines.length}A\x1b[J` : ''
+    const lines = stripVTControlCharacters(this.#block).split('\n').slice(0, -1)
+    const height = lines.reduce(
+      (sum, line) => sum + Math.max(1, Math.ceil(line.length / this.#out.columns)),
+      0,
+    )
+    return height > 0 ? `\x1b[${height}A\x1b[J` : ''
   }
-}
-
-/** A line longer than the terminal would wrap, and the block would no longer be as high as it has lines. */
-function truncate(line: string, columns: number): string {
-  const plain = stripVTControlCharacters(line)
-  return plain.length <= columns ? line : `${plain.slice(0, columns - 1)}…`
 }

@@ -7,8 +7,8 @@ import type { Authority } from '../dns/authority.ts'
 import type { Check } from '../endpoints/checks.ts'
 import { endpoint, staticSource } from '../endpoints/source.ts'
 import { createLog, textFormat } from '../ops/log.ts'
-import type { SocketAddress } from '../parse.ts'
-import { firstCount, startDns } from './dns.ts'
+import { formatAddress, type SocketAddress } from '../parse.ts'
+import { type DnsOptions, firstCount, startDns, validate } from './dns.ts'
 import type { Options, Run } from './options.ts'
 import {
   type Place,
@@ -32,6 +32,29 @@ export const run: Run<'up'> = async (options, _args, context) => {
     const address = `127.0.1.${i + 1}`
     return { listen: { address, port: options.port }, admin: { address, port: options.adminPort } }
   })
+  let closing = false
+  let refreshing: NodeJS.Timeout | undefined
+  let replicas: Replica[] = []
+  const service = `echo.${options.zone}`
+  const dnsOptions: DnsOptions = {
+    ...options,
+    services: [
+      {
+        name: service,
+        source: staticSource(places.map(({ listen }) => endpoint(listen.address))),
+        text: `the ${places.length} replicas of up`,
+      },
+    ],
+    check: options.check ?? defaultChecks(options),
+    drainMs: 0,
+    graceMs: CLOSE_MS,
+    async onClose() {
+      closing = true
+      clearInterval(refreshing)
+      await Promise.all(replicas.map(stopReplica))
+    },
+  }
+  validate(dnsOptions)
   await reserve(
     [...options.listen, ...places.map(({ listen }) => listen)],
     [options.admin, ...places.map(({ admin }) => admin)],
@@ -41,7 +64,7 @@ export const run: Run<'up'> = async (options, _args, context) => {
   const onLine = format && ((line: string) => screen.print(format(line)))
   // On a terminal the table tells of the replicas what their log would.
   const replicaLevel = screen && !options.given.has('logLevel') ? 'warn' : options.logLevel
-  const replicas = places.map(place => startReplica(place, replicaLevel, onLine))
+  replicas = places.map(place => startReplica(place, replicaLevel, onLine))
   await Promise.all(replicas.map(waitUntilReady))
   for (const replica of replicas)
     replica.process.once('exit', () => {
@@ -50,36 +73,25 @@ export const run: Run<'up'> = async (options, _args, context) => {
         log.warn({ by: replica.ended, startAgain: startCommand(replica) }, `replica ${address} ended`)
     })
 
-  let closing = false
-  let refreshing: NodeJS.Timeout | undefined
-  const service = `echo.${options.zone}`
-  const endpoints = places.map(({ listen }) => endpoint(listen.address))
-  const { authority, addresses } = await startDns(
-    {
-      ...options,
-      services: [
-        { name: service, source: staticSource(endpoints), text: `${replicas.length} replicas of up` },
-      ],
-      check: options.check ?? defaultChecks(options),
-      drainMs: 0,
-      graceMs: CLOSE_MS,
-      async onClose() {
-        closing = true
-        clearInterval(refreshing)
-        await Promise.all(replicas.map(stopReplica))
-      },
-    },
-    log,
-    context,
-  )
-  const commands = tryCommands(addresses[0], service, options, replicas[0])
-  log.info(commands, `farm of ${replicas.length} replicas started`)
-  if (!screen) return
+  const { authority, addresses } = await startDns(dnsOptions, log, context)
+  if (!screen) {
+    const { rotation, echo, failure } = tryCommands(addresses[0], service, options, replicas)
+    log.info({ rotation, echo, failure }, `farm of ${replicas.length} replicas started`)
+    return
+  }
   const counts = new Map<string, Counts>()
   const paint = () => {
-    const room = screen.rows - Object.keys(commands).length - 5
-    const lines = Object.entries(commands).map(([what, command]) => `${`${what}:`.padEnd(10)} ${command}`)
-    screen.show(['', ...lines, '', ...tableLines(rows(authority, replicas, counts), Math.max(1, room))])
+    const tries = Object.entries(tryCommands(addresses[0], service, options, replicas))
+    const commands = tries.map(([what, command]) => `${`${what}:`.padEnd(10)} ${command}`)
+    const again = replicas
+      .filter(({ ended }) => ended)
+      .map(
+        replica =>
+          `${replica.listen.address} ended (${replica.ended}); start it again: ${startCommand(replica)}`,
+      )
+    const room = Math.max(1, screen.rows - commands.length - 8)
+    const table = tableLines(rows(authority, replicas, counts), room)
+    screen.show(['', ...commands, '', ...table, '', ...again.slice(0, 3)])
   }
   paint()
   refreshing = setInterval(() => {
@@ -118,10 +130,16 @@ const defaultChecks = ({ port, adminPort }: Options<'up'>): Check[] => [
 ]
 
 /** The three things to try, as they are typed. */
-function tryCommands(dns: SocketAddress, service: string, options: Options<'up'>, { process }: Replica) {
+function tryCommands(
+  dns: SocketAddress,
+  service: string,
+  options: Options<'up'>,
+  replicas: readonly Replica[],
+) {
+  const { process } = replicas.find(({ ended }) => !ended) ?? replicas[0]
   return {
     rotation: `dig @${dns.address} -p ${dns.port} ${service} +short`,
-    echo: `${selfCommand()} send --tcp -v --dns ${dns.address}:${dns.port} --port ${options.port} ${service} hello`,
+    echo: `${selfCommand()} send --tcp -v --dns ${formatAddress(dns)} --port ${options.port} ${service} hello`,
     failure: `kill -9 ${process.pid}`,
   }
 }
@@ -142,12 +160,10 @@ function rows(authority: Authority, replicas: readonly Replica[], counts: Readon
   return replicas.map(replica => {
     const { address } = replica.listen
     const known = endpoints.find(endpoint => endpoint.address === address)
-    const state = known?.state ?? 'checking'
-    const gone = replica.ended && state !== 'up'
     return {
       address,
-      state,
-      checks: gone ? `${replica.ended}; start it again: ${startCommand(replica)}` : (known?.detail ?? ''),
+      state: known?.state ?? 'checking',
+      checks: known?.detail ?? '',
       first: firstCount(firsts, service, address),
       datagrams: counts.get(address)?.datagrams,
       connections: counts.get(address)?.connections,

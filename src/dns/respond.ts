@@ -103,9 +103,9 @@ function decide(query: Query, options: RespondOptions): Answer {
   if (query.questionCount !== 1 || query.malformed || !question)
     return { rcode: RCODE.FORMERR, authoritative: false }
   if (query.edns && query.edns.version > 0) return { rcode: RCODE.BADVERS, authoritative: false }
+  if (question.type === TYPE.AXFR || question.type === IXFR) return REFUSED
   if (question.class === CLASS.CH) return chaos(question, options)
-  if (question.class !== CLASS.IN || question.type === TYPE.AXFR || question.type === IXFR) return REFUSED
-  return lookUp(question, options.zone)
+  return question.class === CLASS.IN ? lookUp(question, options.zone) : REFUSED
 }
 
 function lookUp({ key, type }: Question, zone: Zone): Answer {
@@ -177,16 +177,22 @@ function encode(
   writer.toBuffer = () => message
   const questionEnd = query.question?.end ?? HEADER_OCTETS
   for (let i = 0; i < questionEnd; i++) writer.write(message[i], 8)
-  writer.names = suffixOffsets(answer.known, questionEnd)
+  const names = suffixOffsets(answer.known, questionEnd)
 
-  const nsid = query.edns?.nsid ? Buffer.from(serverId).subarray(0, 255) : undefined
+  const id = Buffer.from(serverId).subarray(0, 255)
+  // A long one and a long question may be more than 512 octets: the question must stand.
+  const nsid = query.edns?.nsid && questionEnd + OPT_OCTETS + 4 + id.length <= limit ? id : undefined
   const opt = query.edns ? OPT_OCTETS + (nsid ? 4 + nsid.length : 0) : 0
   const add = (record: Record): boolean => {
     const before = writer.bitLength()
+    // dns2 points at every name it knows. The target of an SRV is written whole (RFC 2782; Go up to 1.21
+    // refuses it otherwise), so there it knows only the owner, which is the question's name.
+    writer.names = record.type === TYPE.SRV ? new Map([[record.name, HEADER_OCTETS]]) : names
     Packet.Resource.encode(record as Resource, writer)
-    if (writer.byteLength() + opt <= limit) return true
-    writer.buffer.length = before
-    return false
+    const fits = writer.byteLength() + opt <= limit
+    if (!fits) writer.buffer.length = before
+    else if (writer.names !== names) for (const [name, offset] of writer.names) names.set(name, offset)
+    return fits
   }
 
   const { rrset } = answer

@@ -1,5 +1,4 @@
 /** The zone as a table from names to RRsets, made anew from each Snapshot: pure. */
-import { isIPv6 } from 'node:net'
 import { Packet, type Resource } from 'dns2'
 import type { EndpointStatus, Snapshot } from '../endpoints/pool.ts'
 import { keyOf, type NameKey } from './name.ts'
@@ -58,11 +57,12 @@ const hostmaster = (apex: string): string => `hostmaster.${apex}`
 export function compileZone(options: ZoneOptions, snapshots: readonly Snapshot[], serial: number): Zone {
   const { apex, ttlSeconds: ttl, nsAddresses } = options
   const nodes = new Map<NameKey, Node>()
-  const node = (name: string, pending = false): Node => {
+  const pending = snapshots.filter(snapshot => !snapshot.ready).map(snapshot => keyOf(snapshot.service))
+  const node = (name: string): Node => {
     const key = keyOf(name)
     const known = nodes.get(key)
     if (known) return known
-    const made: Node = { name, rrsets: new Map(), pending }
+    const made: Node = { name, rrsets: new Map(), pending: pending.includes(key) }
     nodes.set(key, made)
     if (name !== apex) node(name.slice(name.indexOf('.') + 1))
     return made
@@ -89,7 +89,7 @@ export function compileZone(options: ZoneOptions, snapshots: readonly Snapshot[]
   for (const record of glue) addRecord(node(ns), record)
 
   for (const { service, ready, endpoints } of snapshots) {
-    const owner = node(service, !ready)
+    const owner = node(service)
     if (!ready) continue
     const answered = endpoints.filter(endpoint => endpoint.answered)
     const rotate = (name: string, type: number, members: readonly EndpointStatus[], record: RecordOf) => {
@@ -127,9 +127,10 @@ export function compileZone(options: ZoneOptions, snapshots: readonly Snapshot[]
       addRecord(owner, { ...base(service, TYPE.TXT), data: [text] })
     }
   }
-  const pending = snapshots.filter(snapshot => !snapshot.ready).map(snapshot => keyOf(snapshot.service))
   return { apex, apexKey: keyOf(apex), soa, nodes, pending }
 }
+
+const isIPv6 = (address: string): boolean => address.includes(':')
 
 type RecordOf = (member: EndpointStatus) => [main: Record, ...additional: Record[]]
 

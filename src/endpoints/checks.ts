@@ -1,7 +1,9 @@
-/** What is asked of an endpoint to know its health, how often, and how the results become a state. */
+/** What is asked of an endpoint to know its health, and when. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type ProbeResult, probe } from '../client/probe.ts'
 import { Expected } from '../parse.ts'
+
+const MAX_JITTER_MS = 5000
 
 export type Check =
   | { readonly kind: 'udp' | 'tcp'; readonly port: number }
@@ -32,47 +34,9 @@ export interface CheckOptions {
   readonly fall: number
 }
 
-/** `checking`: added, and not looked at yet. */
-export type State = 'checking' | 'up' | 'down' | 'draining'
-
-export interface Health {
-  readonly state: State
-  /** Results in a row; one of the two is 0. */
-  readonly passes: number
-  readonly failures: number
-  /** What the last round said. */
-  readonly detail: string
-  /** Connections that its `/readyz` told of; undefined where no check asks for it. */
-  readonly activeConnections: number | undefined
-}
-
-export const UNCHECKED: Health = {
-  state: 'checking',
-  passes: 0,
-  failures: 0,
-  detail: 'not checked yet',
-  activeConnections: undefined,
-}
-
-export const ALWAYS_UP: Health = { ...UNCHECKED, state: 'up', detail: 'no check' }
-
-/** The health after one more result. An endpoint's first one decides at once; "draining" needs no second. */
-export function nextHealth(health: Health, result: ProbeResult, rise: number, fall: number): Health {
-  const { detail } = result
-  if (!result.ok && result.draining) return { ...UNCHECKED, state: 'draining', detail }
-  const passes = result.ok ? health.passes + 1 : 0
-  const failures = result.ok ? 0 : health.failures + 1
-  const first = health.state === 'checking'
-  let { state } = health
-  if (passes >= (first ? 1 : rise)) state = 'up'
-  if (failures >= (first ? 1 : fall)) state = 'down'
-  const activeConnections = result.ok ? result.activeConnections : undefined
-  return { state, passes, failures, detail, activeConnections }
-}
-
 /**
- * Checks one endpoint until `signal` aborts. The first start is put off by a random part of the interval,
- * so that a thousand endpoints added together are not asked together.
+ * Checks one endpoint until `signal` aborts. The first start is put off by a random part of the interval (of its
+ * first seconds, if it is long), so that a thousand endpoints added together are not asked together.
  */
 export async function checkForever(
   address: string,
@@ -81,7 +45,7 @@ export async function checkForever(
   signal: AbortSignal,
 ): Promise<void> {
   const targets = options.checks.filter(check => check.kind !== 'none').map(check => ({ ...check, address }))
-  let due = performance.now() + Math.random() * options.intervalMs
+  let due = performance.now() + Math.random() * Math.min(options.intervalMs, MAX_JITTER_MS)
   try {
     while (!signal.aborted) {
       await sleep(Math.max(0, due - performance.now()), undefined, { signal })

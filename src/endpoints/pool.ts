@@ -1,15 +1,8 @@
 /** The endpoints of one service: what the source says and what the checks find, as one frozen Snapshot. */
 import { isIPv6 } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import {
-  ALWAYS_UP,
-  type CheckOptions,
-  checkForever,
-  type Health,
-  nextHealth,
-  type State,
-  UNCHECKED,
-} from './checks.ts'
+import { type CheckOptions, checkForever } from './checks.ts'
+import { ALWAYS_UP, type Health, nextHealth, type State, UNCHECKED } from './health.ts'
 import type { Endpoint, Source } from './source.ts'
 
 export interface EndpointStatus {
@@ -61,12 +54,13 @@ interface Member {
   endpoint: Endpoint
   health: Health
   readonly stop: AbortController
-  readonly checking: Promise<void>
 }
 
 export function startPool(options: PoolOptions, events: PoolEvents): Pool {
   const { service, checks, rise, fall } = options
   const members = new Map<string, Member>()
+  /** Of departed members too: a check that is under way ends with its answer or its timeout. */
+  const checking = new Set<Promise<void>>()
   const stop = new AbortController()
   const checked = checks.some(check => check.kind !== 'none')
   let firstRound: Set<string> | undefined
@@ -101,7 +95,11 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
       endpoint,
       health: checked ? UNCHECKED : ALWAYS_UP,
       stop: stopMember,
-      checking: checked ? checkForever(address, options, report, stopMember.signal) : Promise.resolve(),
+    }
+    if (checked) {
+      const run = checkForever(address, options, report, stopMember.signal)
+      checking.add(run)
+      run.finally(() => checking.delete(run))
     }
     events.state(address, 'absent', member.health.state, member.health.detail)
     return member
@@ -140,6 +138,8 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
   }
 
   const fail = (error: Error) => {
+    // A source may reject with the abort itself.
+    if (stop.signal.aborted) return
     if (!sourceFailed) events.source(error)
     sourceFailed = true
   }
@@ -163,7 +163,7 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
       stop.abort()
       if (pending) clearImmediate(pending)
       for (const member of members.values()) member.stop.abort()
-      await Promise.all([following, ...[...members.values()].map(member => member.checking)])
+      await Promise.all([following, ...checking])
     },
   }
 }
@@ -184,7 +184,10 @@ function choose(
     m => up(m) && m.endpoint.ready && !m.endpoint.terminating,
     m => (up(m) || draining(m)) && m.endpoint.serving && m.endpoint.terminating,
   ]
-  if (fail === 'open') tiers.push(m => checked(m) && !draining(m) && !m.endpoint.terminating, checked)
+  if (fail === 'open') {
+    const left = (m: Member) => checked(m) && !draining(m)
+    tiers.push(m => left(m) && !m.endpoint.terminating, left, checked)
+  }
   const tier = tiers.findIndex(fits => members.some(fits))
   return {
     failedOpen: tier >= 2,

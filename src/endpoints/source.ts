@@ -28,6 +28,9 @@ export type Source = (sink: Sink, signal: AbortSignal) => Promise<void>
 
 const MAX_WEIGHT = 100
 const DEFAULT_POLL = '1s'
+const HOST_NAME = /^[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?$/i
+/** Written with dots but the final one (RFC 1035 2.3.4). */
+const MAX_NAME_OCTETS = 253
 
 export const endpoint = (address: string, weight = 1): Endpoint => ({
   address: ipAddress(address),
@@ -40,9 +43,16 @@ export const endpoint = (address: string, weight = 1): Endpoint => ({
 /** `static:ADDR[*WEIGHT],…` or `dns:NAME[@SERVER][/INTERVAL]`. */
 export function parseSource(text: string): Source {
   const [kind, rest] = split(text, ':')
-  if (kind === 'static' && rest) return staticSource(rest.split(',').map(parseStatic))
+  if (kind === 'static' && rest) return staticSource(distinct(rest.split(',').map(parseStatic)))
   if (kind === 'dns' && rest) return parseDns(rest)
   throw new Expected('static:ADDR[*WEIGHT],… or dns:NAME[@SERVER][/INTERVAL]')
+}
+
+function distinct(endpoints: readonly Endpoint[]): readonly Endpoint[] {
+  const addresses = endpoints.map(({ address }) => address)
+  const twice = addresses.find((address, i) => addresses.indexOf(address) !== i)
+  if (twice === undefined) return endpoints
+  throw new Expected(`static:ADDR[*WEIGHT],… with each address once, not ${twice} twice`)
 }
 
 function parseStatic(text: string): Endpoint {
@@ -57,10 +67,14 @@ function parseStatic(text: string): Endpoint {
 
 function parseDns(text: string): Source {
   const [query, interval = DEFAULT_POLL] = split(text, '/')
-  const [name, server] = split(query, '@')
-  if (!/^[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?$/i.test(name))
+  const [name, at] = split(query, '@')
+  // What a resolver would refuse, or look up in vain, at every poll is a mistake to tell of now.
+  if (!HOST_NAME.test(name) || name.replace(/\.$/, '').length > MAX_NAME_OCTETS || isIP(name))
     throw new Expected(`dns:NAME[@SERVER][/INTERVAL] with a host name, not "${name}"`)
-  return dnsSource(name, server === undefined ? undefined : socketAddress(server, 53), period(interval))
+  const server = at === undefined ? undefined : socketAddress(at, 53)
+  // Node would take port 0 for 53.
+  if (server?.port === 0) throw new Expected('dns:NAME[@SERVER][/INTERVAL] with a port from 1 to 65535')
+  return dnsSource(name, server, period(interval))
 }
 
 function split(text: string, at: string): [string, string | undefined] {

@@ -224,8 +224,10 @@ function serveDatagrams(
   blocked: ReadonlySet<number>,
   counters: EchoCounters,
 ): void {
+  // Counted when the kernel has it, so that each datagram has one result.
   const sent = (error: Error | null) => {
     if (error) counters.datagramsFailed++
+    else counters.datagrams++
   }
   socket.on('message', (buffer: Buffer, peer: RemoteInfo) => {
     if (blocked.has(peer.port)) {
@@ -238,7 +240,6 @@ function serveDatagrams(
       counters.datagramsOverloadDropped++
       return
     }
-    counters.datagrams++
     socket.send(buffer, 0, length, peer.port, peer.address, sent)
   })
   socket.on('error', () => {

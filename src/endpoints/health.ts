@@ -1,0 +1,40 @@
+/** How the results of checks become the state of an endpoint: pure. */
+import type { ProbeResult } from '../client/probe.ts'
+
+/** `checking`: added, and not looked at yet. */
+export type State = 'checking' | 'up' | 'down' | 'draining'
+
+export interface Health {
+  readonly state: State
+  /** Results in a row; one of the two is 0. */
+  readonly passes: number
+  readonly failures: number
+  /** What the last round said. */
+  readonly detail: string
+  /** Connections that its `/readyz` told of; undefined where no check asks for it. */
+  readonly activeConnections: number | undefined
+}
+
+export const UNCHECKED: Health = {
+  state: 'checking',
+  passes: 0,
+  failures: 0,
+  detail: 'not checked yet',
+  activeConnections: undefined,
+}
+
+export const ALWAYS_UP: Health = { ...UNCHECKED, state: 'up', detail: 'no check' }
+
+/** The health after one more result. An endpoint's first one decides at once; "draining" needs no second. */
+export function nextHealth(health: Health, result: ProbeResult, rise: number, fall: number): Health {
+  const { detail } = result
+  if (!result.ok && result.draining) return { ...UNCHECKED, state: 'draining', detail }
+  const passes = result.ok ? health.passes + 1 : 0
+  const failures = result.ok ? 0 : health.failures + 1
+  const first = health.state === 'checking'
+  let { state } = health
+  if (passes >= (first ? 1 : rise)) state = 'up'
+  if (failures >= (first ? 1 : fall)) state = 'down'
+  const activeConnections = result.ok ? result.activeConnections : undefined
+  return { state, passes, failures, detail, activeConnections }
+}

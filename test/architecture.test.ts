@@ -1,0 +1,85 @@
+/** ARCHITECTURE.md's rules, read off the import lines. */
+import assert from 'node:assert/strict'
+import { globSync, readFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { test } from 'node:test'
+
+const root = new URL('..', import.meta.url).pathname
+const files = globSync('src/**/*.ts', { cwd: root }).map(path => {
+  const text = readFileSync(join(root, path), 'utf8')
+  const imports = [...text.matchAll(/(?:^(?:import|export)\b[^'"]*?|\bimport\()['"]([^'"]+)['"]/gm)]
+  const typeOnly = [...text.matchAll(/^import type\b[^'"]*?['"]([^'"]+)['"]/gm)].map(match => match[1])
+  return { path, text, imports: imports.map(match => match[1]), typeOnly }
+})
+
+/** Folder or file → the ones it may import, besides its own. */
+const below: Record<string, readonly string[]> = {
+  cli: ['commands', 'parse'],
+  commands: ['servers', 'endpoints', 'dns', 'client', 'ops', 'protocols', 'parse'],
+  dns: ['endpoints', 'parse'],
+  endpoints: ['client', 'parse'],
+  servers: ['protocols', 'parse'],
+  client: ['parse'],
+  ops: ['parse'],
+  protocols: [],
+  parse: [],
+}
+const layerOf = (path: string) => path.split('/')[1].replace(/\.ts$/, '')
+
+test('imports point down', () => {
+  for (const { path, imports } of files)
+    for (const target of imports.filter(name => name.startsWith('.'))) {
+      const from = layerOf(path)
+      const to = layerOf(join(dirname(path), target))
+      assert.ok(from === to || below[from]?.includes(to), `${path} must not import ${target}`)
+    }
+})
+
+test('pure files import no sockets, timers or process, and ask for neither time nor randomness', () => {
+  const pure = [
+    'protocols',
+    'dns/name',
+    'dns/query',
+    'dns/rotation',
+    'dns/zone',
+    'dns/respond',
+    'endpoints/health',
+  ]
+  for (const name of pure) {
+    const file = files.find(({ path }) => path === `src/${name}.ts`)
+    assert.ok(file, `${name} is gone`)
+    const { text, imports, typeOnly } = file
+    assert.deepEqual(
+      imports.filter(i => i.startsWith('node:') && !typeOnly.includes(i)),
+      [],
+      name,
+    )
+    assert.doesNotMatch(
+      text,
+      /\b(process|performance|Date|setTimeout|setInterval|setImmediate)\b|Math\.random/,
+      name,
+    )
+  }
+})
+
+test('each library stays in its folder', () => {
+  const homes = {
+    koffi: 'sys',
+    dns2: 'dns',
+    '@godaddy/terminus': 'ops',
+    '@kubernetes/client-node': 'endpoints',
+    commander: 'cli',
+    pino: 'ops',
+    'prom-client': 'ops',
+  }
+  for (const [library, home] of Object.entries(homes))
+    for (const { path, imports } of files)
+      if (imports.includes(library)) assert.equal(layerOf(path), home, `${path} must not import ${library}`)
+})
+
+test('there are no barrels and no catch-all files, and only cli.ts ends the process', () => {
+  for (const { path, text } of files) {
+    assert.doesNotMatch(path, /(index|utils?|types|helpers?|common)\.ts$/)
+    if (path !== 'src/cli.ts') assert.doesNotMatch(text, /process\.exit\(/, path)
+  }
+})

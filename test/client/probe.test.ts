@@ -1,0 +1,180 @@
+import assert from 'node:assert/strict'
+import { createSocket } from 'node:dgram'
+import { once } from 'node:events'
+import { createServer as createHttpServer, type RequestListener } from 'node:http'
+import { type AddressInfo, createServer, type Server, type Socket } from 'node:net'
+import { type TestContext, test } from 'node:test'
+import { httpGet } from '../../src/client/http.ts'
+import { type ProbeResult, probe } from '../../src/client/probe.ts'
+import { echo } from '../../src/protocols.ts'
+import { eventLoop } from '../../src/servers/event-loop.ts'
+
+const options = { timeout: 30_000 }
+/** Far above what a loaded machine needs, where an answer is expected. */
+const LONG_MS = 20_000
+/** Where none is. */
+const SHORT_MS = 150
+
+async function listening(t: TestContext, server: Server, address = '127.0.0.1'): Promise<number> {
+  const sockets = new Set<Socket>()
+  server.on('connection', socket => sockets.add(socket.on('error', () => {})))
+  server.listen(0, address)
+  await once(server, 'listening')
+  t.after(() => {
+    for (const socket of sockets) socket.destroy()
+    server.close()
+  })
+  return (server.address() as AddressInfo).port
+}
+
+const failed = (detail: string | RegExp, draining = false) => ({ ok: false, detail, draining })
+
+function assertResult(result: ProbeResult, expected: { ok: boolean; detail: string | RegExp }): void {
+  if (typeof expected.detail === 'string') {
+    assert.deepEqual(result, expected)
+  } else {
+    assert.match(result.detail, expected.detail)
+    assert.deepEqual({ ...result, detail: '' }, { ...expected, detail: '' })
+  }
+}
+
+test('an echo server is well over UDP and TCP, IPv4 and IPv6', options, async t => {
+  const listen = ['127.0.0.1', '::1'].map(address => ({ address, port: 0 }))
+  const server = await eventLoop(echo, { listen, maxConnections: 9, idleMs: 9e4, onFull: () => {} })
+  t.after(() => server.close(AbortSignal.abort()))
+  for (const target of server.addresses)
+    for (const kind of ['udp', 'tcp'] as const)
+      assert.deepEqual(await probe({ kind, ...target }, LONG_MS), { ok: true, detail: 'echoed 16 bytes' })
+  assert.deepEqual([server.counters.datagrams, server.counters.connections], [2, 2])
+})
+
+test('servers that are silent, gone, wrong or brief are not well, and it says why', options, async t => {
+  const udp = createSocket('udp4').bind(0, '127.0.0.1')
+  await once(udp, 'listening')
+  let answer = (message: Buffer): Buffer | undefined => message
+  udp.on('message', (message, peer) => {
+    const reply = answer(message)
+    if (reply) udp.send(reply, peer.port, peer.address)
+  })
+  let serve = (socket: Socket): void => void socket.pipe(socket)
+  const tcpPort = await listening(
+    t,
+    createServer(socket => serve(socket)),
+  )
+  const at = { address: '127.0.0.1' }
+  const overUdp = (timeoutMs: number) => probe({ kind: 'udp', ...at, port: udp.address().port }, timeoutMs)
+  const overTcp = (timeoutMs: number) => probe({ kind: 'tcp', ...at, port: tcpPort }, timeoutMs)
+  assert.equal((await overUdp(LONG_MS)).ok, true)
+  assert.equal((await overTcp(LONG_MS)).ok, true)
+
+  answer = () => undefined
+  assertResult(await overUdp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
+  for (const wrong of [Buffer.alloc(16), Buffer.alloc(0), Buffer.alloc(17)]) {
+    answer = () => wrong
+    assertResult(await overUdp(LONG_MS), failed('the echo differs from what was sent'))
+  }
+  answer = message => message.subarray(0, 15)
+  assertResult(await overUdp(LONG_MS), failed('the echo differs from what was sent'))
+
+  serve = () => {}
+  assertResult(await overTcp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
+  serve = socket => void socket.once('data', (data: Buffer) => socket.write(data.subarray(0, 15)))
+  assertResult(await overTcp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
+  serve = socket => void socket.once('data', (data: Buffer) => socket.end(data.subarray(0, 15)))
+  assertResult(await overTcp(LONG_MS), failed('connection closed after 15 of 16 bytes'))
+  serve = socket => void socket.once('data', () => socket.write(Buffer.alloc(16)))
+  assertResult(await overTcp(LONG_MS), failed('the echo differs from what was sent'))
+  serve = socket => void socket.once('data', () => socket.resetAndDestroy())
+  assertResult(await overTcp(LONG_MS), failed(/ECONNRESET/))
+
+  const { port } = udp.address()
+  await new Promise<void>(resolve => void udp.close(resolve))
+  for (const kind of ['udp', 'tcp'] as const)
+    assertResult(await probe({ kind, ...at, port }, LONG_MS), failed(/ECONNREFUSED/))
+  assertResult(await probe({ kind: 'http', ...at, port, path: '/' }, LONG_MS), failed(/ECONNREFUSED/))
+})
+
+test(
+  'an HTTP server is judged by its status, and asked for its load and whether it drains',
+  options,
+  async t => {
+    let answer: [status: number, body: string] = [200, '']
+    const asked: unknown[] = []
+    const handler: RequestListener = (request, response) => {
+      asked.push([request.method, request.url, request.headers.host])
+      response.writeHead(answer[0], { location: '/elsewhere' }).end(answer[1])
+    }
+    const ok = (detail: string, activeConnections?: number) =>
+      activeConnections === undefined ? { ok: true, detail } : { ok: true, detail, activeConnections }
+    const cases: [status: number, body: string, expected: object][] = [
+      [200, '{"status":"ok","connections":12}', ok('HTTP 200', 12)],
+      [200, '{"connections":0}', ok('HTTP 200', 0)],
+      [204, '', ok('HTTP 204')],
+      [200, 'plain text', ok('HTTP 200')],
+      [299, 'null', ok('HTTP 299')],
+      ...['-1', '1.5', '"7"', 'null', '1e400', '[3]'].map(
+        n => [200, `{"connections":${n}}`, ok('HTTP 200')] as [number, string, object],
+      ),
+      [301, '', failed('HTTP 301')],
+      [404, '{"status":7}', failed('HTTP 404')],
+      [500, 'oh {', failed('HTTP 500')],
+      [503, '{"status":"draining"}', failed('HTTP 503 draining', true)],
+      [503, '{"status":"starting"}', failed('HTTP 503 starting')],
+      [503, '{"status":"Draining"}', failed('HTTP 503 Draining')],
+      // The detail stands in one line of a log or a terminal, whoever wrote the answer.
+      [503, '{"status":"one\\r\\ntwo\\u001b[2J"}', failed('HTTP 503')],
+      [503, JSON.stringify({ status: 'x'.repeat(60_000) }), failed('HTTP 503')],
+    ]
+    for (const [i, address] of ['127.0.0.1', '::1'].entries()) {
+      const port = await listening(t, createHttpServer(handler), address)
+      for (const [status, body, expected] of cases) {
+        answer = [status, body]
+        const path = '/readyz?verbose'
+        assert.deepEqual(await probe({ kind: 'http', address, port, path }, LONG_MS), expected, body)
+      }
+      const host = i === 0 ? `127.0.0.1:${port}` : `[::1]:${port}`
+      assert.deepEqual(asked.at(-1), ['GET', '/readyz?verbose', host])
+    }
+    // Nothing was followed.
+    assert.equal(asked.length, 2 * cases.length)
+  },
+)
+
+test('an HTTP answer that is not one, too long, cut off or never whole is a failure', options, async t => {
+  const head = 'HTTP/1.1 200 OK\r\n'
+  const cases: [answer: string | undefined, detail: RegExp][] = [
+    ['SSH-2.0-OpenSSH_9\r\n', /Parse Error/],
+    [undefined, /socket hang up/],
+    [`${head}content-length: 10\r\n\r\nshort`, /aborted/],
+    [`${head}transfer-encoding: chunked\r\n\r\n5\r\nshort\r\n`, /aborted/],
+    [`${head}\r\n${'x'.repeat(70_000)}`, /longer than 65536 bytes/],
+    [`${head}\r\n${'é'.repeat(40_000)}`, /longer than 65536 bytes/],
+  ]
+  let answer: string | undefined
+  let end = true
+  const server = createServer(socket => {
+    socket.once('data', () => {
+      if (answer) socket.write(answer)
+      if (end) socket.end()
+    })
+  })
+  const target = { kind: 'http', address: '127.0.0.1', port: await listening(t, server), path: '/' } as const
+  for (const [text, detail] of cases) {
+    answer = text
+    assertResult(await probe(target, LONG_MS), failed(detail))
+  }
+  end = false
+  for (const text of [undefined, head, `${head}content-length: 10\r\n\r\nshort`, `${head}\r\nno end`]) {
+    answer = text
+    assertResult(await probe(target, SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
+  }
+  // A body without end does not fill the memory: it is cut off long before the limit of time.
+  answer = `${head}\r\n`
+  server.on('connection', socket => {
+    const flood = () => {
+      while (socket.writable && socket.write('x'.repeat(10_000)));
+    }
+    socket.once('data', flood).on('drain', flood)
+  })
+  await assert.rejects(httpGet(target, '/', AbortSignal.timeout(LONG_MS)), /longer than 65536 bytes/)
+})

@@ -1,0 +1,193 @@
+import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { Resolver } from 'node:dns/promises'
+import { once } from 'node:events'
+import { existsSync, readFileSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { type TestContext, test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { cli, has, type Line, type Running, run, start } from '../process.ts'
+
+/** Ports that nobody has just now; below the ephemeral range, or some client's connection might take one. */
+async function freePorts(count: number): Promise<number[]> {
+  const ports = new Set<number>()
+  while (ports.size < count) {
+    const port = 10_000 + Math.floor(Math.random() * 20_000)
+    const server = createServer().listen(port, '0.0.0.0')
+    const free = await once(server, 'listening').then(
+      () => true,
+      () => false,
+    )
+    server.close()
+    if (free) ports.add(port)
+  }
+  return [...ports]
+}
+
+async function farmArgs(replicas = 3) {
+  const [port, adminPort, dns, admin] = await freePorts(4)
+  const args = ['up', '--replicas', replicas, '--port', port, '--admin-port', adminPort]
+  return {
+    dns,
+    admin,
+    adminPort,
+    args: [...args, '--listen', `127.0.0.1:${dns}`, '--admin', `127.0.0.1:${admin}`].map(String),
+  }
+}
+
+async function startFarm(t: TestContext, replicas?: number) {
+  const { args, dns, admin, adminPort } = await farmArgs(replicas)
+  const farm = start(t, args)
+  await farm.line('service ready')
+  const resolver = new Resolver()
+  resolver.setServers([`127.0.0.1:${dns}`])
+  const pids = () =>
+    farm.lines.filter(line => line.msg === 'echo replica ready').map(line => line.pid as number)
+  const look = () => resolver.resolve4('echo.roundelay.test')
+  return { farm, look, pids, admin, adminPort }
+}
+
+const alive = (pid: number) => {
+  // A zombie has ended, whoever has not yet asked for its exit code.
+  const status = existsSync(`/proc/${pid}/stat`) ? readFileSync(`/proc/${pid}/stat`, 'utf8') : ''
+  return status !== '' && !/\) Z /.test(status)
+}
+
+async function until(what: () => Promise<boolean> | boolean): Promise<void> {
+  while (!(await what())) await sleep(20)
+}
+
+const isDown = (address: string) => (line: Line) => line.endpoint === address && line.to === 'down'
+
+test('up starts three replicas that take exact turns in front', async t => {
+  const { look } = await startFarm(t)
+  const firsts: Record<string, number> = {}
+  for (let i = 0; i < 300; i++) {
+    const [first, ...others] = await look()
+    assert.equal(others.length, 2)
+    firsts[first] = (firsts[first] ?? 0) + 1
+  }
+  assert.deepEqual(firsts, { '127.0.1.1': 100, '127.0.1.2': 100, '127.0.1.3': 100 })
+})
+
+test('a killed replica leaves the answer, is not revived, and comes back when started by hand', async t => {
+  const { farm, look, pids } = await startFarm(t)
+  const [victim] = pids()
+  const address = farm.lines.find(line => line.msg === 'echo replica ready' && line.pid === victim)?.listen
+  const gone = String(address).split(':')[0]
+  process.kill(victim, 'SIGKILL')
+  const ended = await farm.line(`replica ${gone} ended`)
+  assert.equal(ended.by, 'SIGKILL')
+  await farm.line(isDown(gone))
+  await until(async () => !(await look()).includes(gone))
+  assert.equal((await look()).length, 2)
+  assert.equal(pids().length, 3)
+
+  const [, , ...args] = String(ended.startAgain).split(' ')
+  const again = start(t, args)
+  await again.line('echo replica ready')
+  await until(async () => (await look()).includes(gone))
+})
+
+for (const signal of ['SIGTERM', 'SIGINT'] as const)
+  test(`${signal} ends up and all its replicas with exit code 0`, async t => {
+    const { farm, pids } = await startFarm(t)
+    farm.process.kill(signal)
+    assert.deepEqual(await farm.ended, { code: 0, signal: null })
+    assert.equal(pids().length, 3)
+    assert.deepEqual(pids().filter(alive), [])
+  })
+
+test('the replicas end when up is killed outright', {
+  skip: existsSync('/proc') ? false : 'needs /proc',
+}, async t => {
+  const { farm, pids } = await startFarm(t)
+  assert.deepEqual(pids().map(alive), [true, true, true])
+  farm.process.kill('SIGKILL')
+  await until(() => !pids().some(alive))
+})
+
+test('a port in use ends up before anything is started, with one line and exit code 2', async () => {
+  const { args, dns, admin, adminPort } = await farmArgs()
+  const places = [
+    { host: '127.0.1.2', port: adminPort },
+    { host: '127.0.0.1', port: dns },
+    { host: '127.0.0.1', port: admin },
+  ]
+  for (const place of places) {
+    const taken = createServer().listen(place)
+    await once(taken, 'listening')
+    const { code, stdout, stderr } = await run(args)
+    assert.equal(stderr, `roundelay: Cannot listen on ${place.host}:${place.port}: the port is in use\n`)
+    assert.equal(stdout, '')
+    assert.equal(code, 2)
+    taken.close()
+  }
+})
+
+test('options that do not go together end up before anything is started', async () => {
+  const { args } = await farmArgs()
+  const { code, stdout, stderr } = await run([...args, '--policy', 'least-loaded', '--check', 'udp:7007'])
+  assert.match(stderr, /^roundelay: Cannot use --policy least-loaded: .*\n$/)
+  assert.equal(stdout, '')
+  assert.equal(code, 2)
+})
+
+test('200 replicas are the most', async () => {
+  const { code, stderr } = await run(['up', '--replicas', '201'])
+  assert.equal(stderr, 'roundelay: Cannot parse --replicas "201": expected an integer from 1 to 200\n')
+  assert.equal(code, 2)
+})
+
+const noPty = has('script') ? false : 'needs script (Debian: bsdutils)'
+test('on a terminal up shows what to try and a live table, and Ctrl-C ends it all', {
+  skip: noPty,
+}, async t => {
+  const { args, admin } = await farmArgs()
+  const command = [process.execPath, cli, ...args].join(' ')
+  const terminal = spawn('script', ['-qec', `stty cols 100 rows 40; exec ${command}`, '/dev/null'])
+  t.after(() => terminal.kill('SIGKILL'))
+  let shown = ''
+  terminal.stdout.setEncoding('utf8').on('data', text => {
+    shown += text
+  })
+  await until(() => /127\.0\.1\.3 .*\bup\b/.test(shown) && /127\.0\.1\.1 .*\bup\b.* [1-9]\d* /.test(shown))
+  assert.match(shown, /rotation: {2}dig @127\.0\.0\.1 -p \d+ echo\.roundelay\.test \+short/)
+  assert.match(shown, /echo: {6}.* send --tcp /)
+  const pid = Number(/failure: {3}kill -9 (\d+)/.exec(shown)?.[1])
+  assert.ok(alive(pid))
+  for (const column of ['replica', 'state', 'first', 'datagrams', 'connections', 'checks'])
+    assert.ok(shown.includes(column), column)
+  terminal.stdin.write('\x03')
+  const [code] = await once(terminal, 'close')
+  assert.equal(code, 0)
+  assert.ok(!alive(pid))
+  await assert.rejects(fetch(`http://127.0.0.1:${admin}/livez`))
+})
+
+test('/state tells of every replica, and the metrics of who was first', async t => {
+  const { farm, look, admin } = await startFarm(t, 2)
+  await look()
+  await look()
+  await look()
+  const state = await (await fetch(`http://127.0.0.1:${admin}/state`)).json()
+  const [service] = (state as { services: { service: string; endpoints: Endpoint[] }[] }).services
+  assert.equal(service.service, 'echo.roundelay.test')
+  assert.deepEqual(
+    service.endpoints.map(e => [e.address, e.state, e.first]),
+    [
+      ['127.0.1.1', 'up', 2],
+      ['127.0.1.2', 'up', 1],
+    ],
+  )
+  const metrics = await (await fetch(`http://127.0.0.1:${admin}/metrics`)).text()
+  const label = 'name="echo.roundelay.test",type="A",address="127.0.1.1"'
+  assert.ok(metrics.includes(`roundelay_dns_first_total{${label}} 2\n`))
+  assert.ok(metrics.includes('roundelay_service_endpoints{service="echo.roundelay.test",state="up"} 2\n'))
+  assert.equal(stackTraces(farm), 0)
+})
+
+type Endpoint = { address: string; state: string; first: number }
+
+const stackTraces = ({ lines }: Running) =>
+  lines.filter(line => JSON.stringify(line).includes('    at ')).length

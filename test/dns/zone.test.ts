@@ -1,0 +1,173 @@
+import assert from 'node:assert/strict'
+import { describe, test } from 'node:test'
+import { keyOf } from '../../src/dns/name.ts'
+import { compileZone, hostName, nextSerial, type ZoneOptions } from '../../src/dns/zone.ts'
+import type { Snapshot } from '../../src/endpoints/pool.ts'
+import { APEX, addresses, endpoint, SERVICE, snapshot, TYPE, zoneOptions } from './message.ts'
+
+const compile = (snapshots: Snapshot[], options: Partial<ZoneOptions> = {}) =>
+  compileZone({ ...zoneOptions, ...options }, snapshots, 7)
+const rrset = (zone: ReturnType<typeof compile>, name: string, type: number) =>
+  zone.nodes.get(keyOf(name))?.rrsets.get(type)
+const names = (zone: ReturnType<typeof compile>) => [...zone.nodes.values()].map(({ name }) => name).sort()
+
+describe('the serial', () => {
+  const top = 2 ** 32
+  const table: [previous: number | undefined, now: number, next: number, why: string][] = [
+    [undefined, 1_760_000_000, 1_760_000_000, 'it begins with the time'],
+    [1_760_000_000, 1_760_000_009, 1_760_000_009, 'it follows the time'],
+    [1_760_000_000, 1_760_000_001, 1_760_000_001, 'a second later both rules say the same'],
+    [1_760_000_000, 1_760_000_000, 1_760_000_001, 'a second change in a second is one more'],
+    [1_760_000_005, 1_760_000_000, 1_760_000_006, 'a clock set back does not set it back'],
+    [1_760_000_000, 1_760_000_000.9, 1_760_000_001, 'fractions of a second do not count'],
+    [top - 1, top - 1, 0, 'it wraps'],
+    [top - 1, top + 5, 5, 'the time wraps, in 2106, and is later all the same'],
+    [3, top - 3, 4, 'before the wrap is earlier than behind it'],
+    [0, 2 ** 31 - 1, 2 ** 31 - 1, 'as far ahead as RFC 1982 can tell'],
+    [0, 2 ** 31, 1, 'half the circle ahead is not ahead'],
+    [5, 2 ** 31 + 6, 6, 'more than half the circle ahead is behind'],
+  ]
+  for (const [previous, now, next, why] of table)
+    test(`after ${previous} at ${now} is ${next}: ${why}`, () =>
+      assert.equal(nextSerial(previous, now), next))
+
+  test('grows, in the sense of RFC 1982, with each of 10,000 changes at any time', () => {
+    let serial = nextSerial(undefined, top - 5000)
+    for (let i = 0; i < 10_000; i++) {
+      const next = nextSerial(serial, top - 5000 + ((i * 7919) % 1000))
+      assert.ok(((next - serial) | 0) > 0, `${serial} ${next}`)
+      serial = next
+    }
+  })
+})
+
+describe('a zone', () => {
+  test('has the SOA whose MINIMUM is the TTL, the NS and its glue of both families', () => {
+    const zone = compile([], { ttlSeconds: 9, nsAddresses: ['127.0.0.1', '::1', '127.0.0.2'] })
+    const soa = rrset(zone, APEX, TYPE.SOA)?.records[0]
+    assert.equal(soa, zone.soa)
+    assert.deepEqual([soa?.serial, soa?.ttl, soa?.minimum], [7, 9, 9])
+    assert.deepEqual([soa?.primary, soa?.admin], [`ns.${APEX}`, `hostmaster.${APEX}`])
+    const ns = rrset(zone, APEX, TYPE.NS)
+    assert.deepEqual(
+      ns?.records.map(record => record.ns),
+      [`ns.${APEX}`],
+    )
+    assert.deepEqual(
+      ns?.additional[0].map(record => record.address),
+      ['127.0.0.1', '::1', '127.0.0.2'],
+    )
+    assert.equal(rrset(zone, `ns.${APEX}`, TYPE.A)?.records.length, 2)
+    assert.equal(rrset(zone, `ns.${APEX}`, TYPE.AAAA)?.records.length, 1)
+    assert.deepEqual(names(zone), [`ns.${APEX}`, APEX])
+  })
+
+  test('has exactly the names of a service: itself, its SRV owners, its hosts and what lies between', () => {
+    const zone = compile([snapshot(['10.0.0.1', 'fd00::1'], { service: `a.b.${APEX}` })])
+    const service = `a.b.${APEX}`
+    assert.deepEqual(
+      names(zone),
+      [
+        APEX,
+        `ns.${APEX}`,
+        `b.${APEX}`,
+        service,
+        `_udp.${service}`,
+        `_tcp.${service}`,
+        `_echo._udp.${service}`,
+        `_echo._tcp.${service}`,
+        `10-0-0-1.${service}`,
+        `fd00-0-0-0-0-0-0-1.${service}`,
+      ].sort(),
+    )
+    for (const empty of [`b.${APEX}`, `_udp.${service}`, `_tcp.${service}`])
+      assert.equal(zone.nodes.get(keyOf(empty))?.rrsets.size, 0)
+  })
+
+  test('answers with those that are in the answer, names and describes all', () => {
+    const endpoints = [
+      endpoint('10.0.0.1'),
+      endpoint('10.0.0.2', { state: 'down', answered: false }),
+      endpoint('10.0.0.3', { terminating: true, answered: false }),
+      endpoint('fd00::1'),
+    ]
+    const zone = compile([snapshot(endpoints)])
+    assert.deepEqual(rrset(zone, SERVICE, TYPE.A)?.addresses, ['10.0.0.1'])
+    assert.deepEqual(rrset(zone, SERVICE, TYPE.AAAA)?.addresses, ['fd00::1'])
+    for (const transport of ['udp', 'tcp'])
+      assert.deepEqual(rrset(zone, `_echo._${transport}.${SERVICE}`, TYPE.SRV)?.addresses, [
+        '10.0.0.1',
+        'fd00::1',
+      ])
+    for (const { address } of endpoints) {
+      const type = address.includes(':') ? TYPE.AAAA : TYPE.A
+      assert.equal(rrset(zone, hostName(address, SERVICE), type)?.records[0].address, address)
+    }
+    assert.deepEqual(
+      rrset(zone, SERVICE, TYPE.TXT)?.records.map(({ data }) => data),
+      [['10.0.0.1 up'], ['10.0.0.2 down'], ['10.0.0.3 terminating'], ['fd00::1 up']],
+    )
+  })
+
+  test('has an SRV for each endpoint, with its weight, the port, and its address beside it', () => {
+    const srv = rrset(compile([snapshot(['10.0.0.1*3', 'fd00::1'])]), `_echo._tcp.${SERVICE}`, TYPE.SRV)
+    assert.deepEqual(
+      srv?.records.map(({ priority, weight, port, target }) => [priority, weight, port, target]),
+      [
+        [0, 3, 7007, `10-0-0-1.${SERVICE}`],
+        [0, 1, 7007, `fd00-0-0-0-0-0-0-1.${SERVICE}`],
+      ],
+    )
+    assert.deepEqual(
+      srv?.additional.map(list => list.map(({ name, address }) => [name, address])),
+      [[[`10-0-0-1.${SERVICE}`, '10.0.0.1']], [[`fd00-0-0-0-0-0-0-1.${SERVICE}`, 'fd00::1']]],
+    )
+  })
+
+  const hosts: [address: string, label: string][] = [
+    ['10.0.0.1', '10-0-0-1'],
+    ['255.255.255.255', '255-255-255-255'],
+    ['::', '0-0-0-0-0-0-0-0'],
+    ['::1', '0-0-0-0-0-0-0-1'],
+    ['1::', '1-0-0-0-0-0-0-0'],
+    ['2001:db8::a:0:0:1', '2001-db8-0-0-a-0-0-1'],
+    ['::ffff:7f00:1', '0-0-0-0-0-ffff-7f00-1'],
+    ['2001:db8:1:2:3:4:5:6', '2001-db8-1-2-3-4-5-6'],
+  ]
+  for (const [address, label] of hosts)
+    test(`calls ${address} ${label}`, () => assert.equal(hostName(address, 'x.test'), `${label}.x.test`))
+
+  test('does not know yet what is at and below a service that is not ready', () => {
+    const zone = compile([
+      snapshot([], { ready: false }),
+      snapshot(['10.0.0.1'], { service: `other.${APEX}` }),
+    ])
+    assert.deepEqual(zone.pending, [keyOf(SERVICE)])
+    assert.equal(zone.nodes.get(keyOf(SERVICE))?.pending, true)
+    assert.equal(zone.nodes.get(keyOf(`other.${APEX}`))?.pending, false)
+    assert.ok(rrset(zone, `other.${APEX}`, TYPE.A))
+  })
+
+  test('does not know yet a service that is not ready, though its name was there before it', () => {
+    const waiting = { ready: false }
+    const above = compile([snapshot(['10.0.0.1'], { service: `a.${SERVICE}` }), snapshot([], waiting)])
+    assert.equal(above.nodes.get(keyOf(SERVICE))?.pending, true)
+    const apex = compile([snapshot([], { ...waiting, service: APEX })])
+    assert.equal(apex.nodes.get(keyOf(APEX))?.pending, true)
+  })
+
+  test('may be a service itself', () => {
+    const zone = compile([snapshot(['10.0.0.1'], { service: APEX })])
+    assert.deepEqual(
+      [...(zone.nodes.get(keyOf(APEX))?.rrsets.keys() ?? [])].sort(),
+      [TYPE.A, TYPE.TXT, TYPE.NS, TYPE.SOA].sort(),
+    )
+  })
+
+  test('of 1,000 endpoints is made whole', () => {
+    const zone = compile([snapshot(addresses(1000))])
+    assert.equal(rrset(zone, SERVICE, TYPE.A)?.records.length, 1000)
+    assert.equal(rrset(zone, SERVICE, TYPE.TXT)?.records.length, 1000)
+    assert.equal(zone.nodes.size, 7 + 1000)
+  })
+})

@@ -1,0 +1,43 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import type { ProbeResult } from '../../src/client/probe.ts'
+import { ALWAYS_UP, type Health, nextHealth, UNCHECKED } from '../../src/endpoints/health.ts'
+
+const results: Readonly<Record<string, ProbeResult>> = {
+  '+': { ok: true, detail: 'pass', activeConnections: 5 },
+  '-': { ok: false, detail: 'fail', draining: false },
+  d: { ok: false, detail: 'drains', draining: true },
+}
+
+test('health follows its results: the first decides at once, rise and fall in a row, draining at once', () => {
+  // [rise, fall, results, the state after each: Up, Down, draining (L for lame duck)]
+  const table: readonly (readonly [number, number, string, string])[] = [
+    [3, 3, '+', 'U'],
+    [3, 3, '-', 'D'],
+    [3, 3, 'd', 'L'],
+    [2, 3, '+--+--+', 'UUUUUUU'],
+    [2, 3, '+---', 'UUUD'],
+    [2, 3, '---+-+-++', 'DDDDDDDDU'],
+    [1, 1, '+-+-', 'UDUD'],
+    [2, 100, '+d', 'UL'],
+    [2, 2, '-d', 'DL'],
+    [2, 2, '+-d--', 'UULLD'],
+    [2, 3, 'd--d---', 'LLLLLLD'],
+    [2, 2, 'd+-+-++', 'LLLLLLU'],
+    [2, 2, 'd++', 'LLU'],
+    [1, 1, 'd+d-', 'LULD'],
+  ]
+  for (const [rise, fall, sequence, expected] of table) {
+    let health: Health = UNCHECKED
+    let states = ''
+    for (const mark of sequence) {
+      health = nextHealth(health, results[mark], rise, fall)
+      states += { up: 'U', down: 'D', draining: 'L', checking: '?' }[health.state]
+      assert.equal(health.passes * health.failures, 0)
+      assert.equal(health.detail, results[mark].detail)
+      assert.equal(health.activeConnections, mark === '+' ? 5 : undefined)
+    }
+    assert.equal(states, expected, `rise ${rise}, fall ${fall}, ${sequence}`)
+  }
+  assert.equal(nextHealth(ALWAYS_UP, results['-'], 2, 2).state, 'up')
+})
