@@ -18,6 +18,8 @@ import {
 import { UsageError } from './parse.ts'
 
 enableCompileCache()
+// `roundelay send … | head -1`: whoever read us has seen enough.
+process.stdout.on('error', () => process.exit(0))
 const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
 
 /** Reasons why an address cannot be listened on: as a wrong flag, the user's to mend. */

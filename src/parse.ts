@@ -74,9 +74,29 @@ export function socketAddress(text: string, defaultPort?: number): SocketAddress
   const number = match?.[3] === undefined ? defaultPort : Number(match[3])
   const family = isIP(address)
   const bracketed = match?.[1] !== undefined
-  if (family !== 0 && (family === 6) === bracketed && number !== undefined && number <= 65535)
-    return { address, port: number }
+  // Where there is a default port this is a server to ask, and port 0 is none.
+  const least = defaultPort === undefined ? 0 : 1
+  if (
+    family !== 0 &&
+    (family === 6) === bracketed &&
+    number !== undefined &&
+    number >= least &&
+    number <= 65535
+  )
+    return { address: address.includes('%') ? address : ipAddress(address), port: number }
   throw new Expected(`${wanted} with an IP address, such as 127.0.0.1:5300 or [::1]:5300`)
+}
+
+/** A name as people write it: lower-cased, without the final dot. Limits of RFC 1035 2.3.4. */
+export function domainName(text: string): string {
+  const name = text.endsWith('.') ? text.slice(0, -1) : text
+  const labels = name.split('.')
+  // On the wire there is an octet before the first label and one after the last.
+  if (labels.every(label => /^[a-z0-9_-]{1,63}$/i.test(label)) && name.length + 2 <= 255)
+    return name.toLowerCase()
+  throw new Expected(
+    'a domain name of letters, digits, "-" and "_", labels up to 63, in all up to 255 octets',
+  )
 }
 
 export function oneOf<const T extends string>(...values: readonly T[]): (text: string) => T {

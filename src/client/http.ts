@@ -18,15 +18,12 @@ export function httpGet(
       response.on('data', (chunk: Buffer) => {
         chunks.push(chunk)
         octets += chunk.length
-        if (octets <= MAX_BODY_OCTETS) return
-        reject(new Error(`the answer is longer than ${MAX_BODY_OCTETS} bytes`))
-        request.destroy()
+        if (octets > MAX_BODY_OCTETS)
+          request.destroy(new Error(`the answer is longer than ${MAX_BODY_OCTETS} bytes`))
       })
       response.on('error', reject)
       response.on('end', () => {
-        // A body that lasts until the connection closes "ends" too when the abort closes it.
-        if (signal.aborted) reject(signal.reason)
-        else resolve({ statusCode: response.statusCode ?? 0, body: Buffer.concat(chunks).toString() })
+        resolve({ statusCode: response.statusCode ?? 0, body: Buffer.concat(chunks).toString() })
       })
     })
     request.on('error', reject)

@@ -3,17 +3,16 @@
 import { isIPv6 } from 'node:net'
 import { hostname, networkInterfaces } from 'node:os'
 import { Authority } from '../dns/authority.ts'
-import { parseName } from '../dns/name.ts'
 import { policies } from '../dns/rotation.ts'
 import { listenDns } from '../dns/server.ts'
 import { hostName, nameServer } from '../dns/zone.ts'
 import type { Check } from '../endpoints/checks.ts'
+import type { Source } from '../endpoints/endpoint.ts'
 import { type Pool, type PoolEvents, startPool } from '../endpoints/pool.ts'
-import type { Source } from '../endpoints/source.ts'
 import { startAdmin } from '../ops/admin.ts'
 import { createLog, type Logger } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
-import { formatAddress, type SocketAddress, UsageError } from '../parse.ts'
+import { domainName, formatAddress, type SocketAddress, UsageError } from '../parse.ts'
 import type { Context, Options, Run } from './options.ts'
 
 export const run: Run<'dns'> = async (options, _args, context) => {
@@ -35,7 +34,7 @@ export const run: Run<'dns'> = async (options, _args, context) => {
 /** A name as in a zone file: with a final dot it is whole, `@` is the zone, else it is relative to the zone. */
 function wholeName(name: string, zone: string): string {
   if (name === '@') return zone
-  const whole = parseName(name.endsWith('.') ? name : `${name}.${zone}`)
+  const whole = domainName(name.endsWith('.') ? name : `${name}.${zone}`)
   if (whole !== zone && !whole.endsWith(`.${zone}`))
     throw new UsageError(`Cannot serve --service "${name}": it is not within the zone ${zone}`)
   if (whole === nameServer(zone))
@@ -90,7 +89,7 @@ export async function startDns(
       policy: policies.find(({ name }) => name === options.policy) ?? policies[0],
       services: options.services.map(({ name }) => name),
       maxAnswers: options.answers ?? Number.POSITIVE_INFINITY,
-      serverId: options.serverId ?? process.env.POD_NAME ?? hostname(),
+      serverId: options.serverId ?? (process.env.POD_NAME || hostname()),
       version,
     },
     {
@@ -154,9 +153,16 @@ export function validate({ policy, check, services }: DnsOptions): void {
   const twice = names.find((name, i) => names.indexOf(name) !== i)
   if (twice)
     throw new UsageError(`Cannot serve --service ${twice} twice: give all its endpoints in one SOURCE`)
+  for (const name of names) {
+    const above = names.find(other => name.endsWith(`.${other}`))
+    if (above && /^(_|\d+(-\d+){3}$|[0-9a-f]+(-[0-9a-f]+){7}$)/.test(name.slice(0, -above.length - 1)))
+      throw new UsageError(
+        `Cannot serve --service ${name}: such names below ${above} are its endpoints' and SRV records'`,
+      )
+  }
   // The longest name below each service is that of an IPv6 endpoint.
   const longest = '0000-0000-0000-0000-0000-0000-0000-0000'
-  for (const name of names) parseName(`${longest}.${name}`)
+  for (const name of names) domainName(`${longest}.${name}`)
 }
 
 function poolEvents(

@@ -27,7 +27,7 @@ export const run: Run<'echo'> = async (options, _args, { version, exit }) => {
   )
   const { counters } = service
   const whoami = () => ({
-    name: options.name ?? process.env.POD_NAME ?? hostname(),
+    name: options.name ?? (process.env.POD_NAME || hostname()),
     version,
     addresses: service.addresses.map(formatAddress),
     pod: process.env.POD_NAME,

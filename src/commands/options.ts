@@ -1,11 +1,12 @@
 /** The one table of verbs and flags: --help, the environment twins, the README and the parsers all come from it. */
 
-import { parseName } from '../dns/name.ts'
 import { policies } from '../dns/rotation.ts'
 import { parseCheck } from '../endpoints/checks.ts'
-import { parseSource, type Source } from '../endpoints/source.ts'
+import type { Source } from '../endpoints/endpoint.ts'
+import { parseSource } from '../endpoints/source.ts'
 import { logLevels } from '../ops/log.ts'
 import {
+  domainName,
   duration,
   Expected,
   integer,
@@ -52,7 +53,7 @@ function parseService(text: string): ServiceOption {
   const at = text.indexOf('=')
   const name = text.slice(0, at)
   if (at < 1) throw new Expected('NAME=SOURCE')
-  if (name !== '@') parseName(name)
+  if (name !== '@') domainName(name)
   return { name: name.toLowerCase(), source: parseSource(text.slice(at + 1)), text }
 }
 
@@ -82,12 +83,12 @@ export const flags = {
     help: 'where to serve /livez /readyz /metrics over HTTP',
   },
   adminPort: { value: 'PORT', parse: port, help: "the replicas' admin port" },
-  zone: { value: 'NAME', parse: parseName, help: 'the zone to be authoritative for' },
+  zone: { value: 'NAME', parse: domainName, help: 'the zone to be authoritative for' },
   service: {
     value: 'NAME=SOURCE',
     parse: parseService,
     repeat: true,
-    help: 'a name that rotates over endpoints; without a final dot it is relative to the zone, @ is the zone itself; SOURCE is static:ADDR[*WEIGHT],… or dns:NAME[@SERVER][/INTERVAL]',
+    help: 'a name that rotates over endpoints; without a final dot it is relative to the zone, @ is the zone itself; SOURCE is static:ADDR[*WEIGHT],…, dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE',
   },
   policy: {
     value: 'POLICY',
@@ -277,7 +278,7 @@ export function resolveOptions<V extends VerbName>(
   for (const [key, fallback] of Object.entries<string | null>(verbs[verb].flags)) {
     const name = key as FlagName
     const flag: Flag = flags[name]
-    const fromEnv = env[envText(name)] || undefined
+    const fromEnv = env[envText(name)]?.trim() || undefined
     if (given[name] !== undefined || fromEnv !== undefined) set.add(name)
     const [origin, raw] =
       given[name] !== undefined ? [flagText(name), given[name]] : [envText(name), fromEnv ?? fallback]

@@ -1,8 +1,7 @@
 /** Domain names: pure. Compared as label octets (RFC 1035 3.1), never as dotted strings: a label may hold a dot. */
-import { Expected } from '../parse.ts'
 
-export const MAX_LABEL_OCTETS = 63
-export const MAX_NAME_OCTETS = 255
+const MAX_LABEL_OCTETS = 63
+const MAX_NAME_OCTETS = 255
 
 /**
  * What names are looked up by: the wire form with ASCII letters in lower case, an octet a character.
@@ -27,17 +26,6 @@ export const keyOf = (name: string): NameKey =>
 
 /** Octets of a name of ours on the wire, uncompressed. */
 export const wireLength = (name: string): number => name.length + 2
-
-/** A name as people write it in a flag, lower-cased, without the final dot. */
-export function parseName(text: string): string {
-  const name = text.endsWith('.') ? text.slice(0, -1) : text
-  const labels = name.split('.')
-  const wellFormed = labels.every(label => label.length <= MAX_LABEL_OCTETS && /^[a-z0-9_-]+$/i.test(label))
-  if (wellFormed && wireLength(name) <= MAX_NAME_OCTETS) return name.toLowerCase()
-  throw new Expected(
-    'a domain name of letters, digits, "-" and "_", labels up to 63, in all up to 255 octets',
-  )
-}
 
 /**
  * The end of the name that starts at `offset`, or -1 if there is none within the message. A compression

@@ -87,7 +87,7 @@ export function respond(
   const order = pick(plan, turn.cursor, options.maxAnswers, options.random)
   const reply = encode(message, query, answer, order, limit, options)
   // A truncated answer will be asked for again over TCP: the turn is that one's.
-  if (reply.truncated) return reply
+  if (reply.truncated && transport === 'udp') return reply
   options.turns.set(turnKey, turn)
   turn.cursor++
   const first = rrset.addresses?.[order[0]] ?? ''

@@ -8,9 +8,10 @@ export interface Candidate {
 
 /** A policy compiled for one set of candidates. */
 export interface Plan {
-  /** Indices into the candidates: the ring that answers are windows of. */
-  readonly ring: readonly number[]
-  /** Where in the ring the window starts at this cursor (0, 1, 2, …). */
+  /** Indices into the candidates. The first `turning` of them are a ring that takes turns; the others follow as they are. */
+  readonly order: readonly number[]
+  readonly turning: number
+  /** Where in the ring the answer starts at this cursor (0, 1, 2, …). */
   head(cursor: number): number
   /** The window is shuffled anew each time: `head` says nothing. */
   readonly shuffled: boolean
@@ -23,25 +24,33 @@ export interface Policy {
 
 const indices = (count: number): number[] => Array.from({ length: count }, (_, i) => i)
 
+/** All of them take turns, in the order that they came in. */
+const ring = (candidates: readonly Candidate[]) => ({
+  order: indices(candidates.length),
+  turning: candidates.length,
+  shuffled: false,
+})
+
 const cyclic: Policy = {
   name: 'cyclic',
-  compile: candidates => ({
-    ring: indices(candidates.length),
-    head: cursor => cursor % candidates.length,
-    shuffled: false,
-  }),
+  compile: candidates => ({ ...ring(candidates), head: cursor => cursor % candidates.length }),
 }
 
 const random: Policy = {
   name: 'random',
-  compile: candidates => ({ ring: indices(candidates.length), head: () => 0, shuffled: true }),
+  compile: candidates => ({ ...ring(candidates), head: () => 0, shuffled: true }),
 }
 
 const weighted: Policy = {
   name: 'weighted',
   compile(candidates) {
-    const turns = smoothTurns(candidates.map(candidate => candidate.weight))
-    return { ring: indices(candidates.length), head: cursor => turns[cursor % turns.length], shuffled: false }
+    // Made when first asked for: most Snapshots are replaced before they are.
+    let turns: number[] | undefined
+    const head = (cursor: number) => {
+      turns ??= smoothTurns(candidates.map(candidate => candidate.weight))
+      return turns[cursor % turns.length]
+    }
+    return { ...ring(candidates), head }
   },
 }
 
@@ -50,9 +59,9 @@ const leastLoaded: Policy = {
   name: 'least-loaded',
   compile(candidates) {
     const load = (index: number) => candidates[index].activeConnections ?? 0
-    const ring = indices(candidates.length).sort((a, b) => load(a) - load(b))
-    const least = ring.filter(index => load(index) === load(ring[0])).length
-    return { ring, head: cursor => cursor % least, shuffled: false }
+    const order = indices(candidates.length).sort((a, b) => load(a) - load(b))
+    const turning = order.filter(index => load(index) === load(order[0])).length
+    return { order, turning, head: cursor => cursor % turning, shuffled: false }
   },
 }
 
@@ -82,19 +91,19 @@ const gcd = (a: number, b: number): number => (b === 0 ? a : gcd(b, a % b))
 
 /** The first `count` of the order at `cursor`, as indices into the candidates. `random` gives numbers in [0, 1). */
 export function pick(plan: Plan, cursor: number, count: number, random: () => number): number[] {
-  const { ring } = plan
-  const taken = Math.min(count, ring.length)
+  const { order, turning } = plan
+  const taken = Math.min(count, order.length)
   if (!plan.shuffled) {
     const head = plan.head(cursor)
-    return Array.from({ length: taken }, (_, i) => ring[(head + i) % ring.length])
+    return Array.from({ length: taken }, (_, i) => order[i < turning ? (head + i) % turning : i])
   }
   // Fisher–Yates, ended as soon as the first `taken` stand.
-  const order = [...ring]
+  const shuffled = [...order]
   for (let i = 0; i < taken; i++) {
-    const j = i + Math.floor(random() * (order.length - i))
-    const swapped = order[i]
-    order[i] = order[j]
-    order[j] = swapped
+    const j = i + Math.floor(random() * (shuffled.length - i))
+    const swapped = shuffled[i]
+    shuffled[i] = shuffled[j]
+    shuffled[j] = swapped
   }
-  return order.slice(0, taken)
+  return shuffled.slice(0, taken)
 }

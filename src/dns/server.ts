@@ -4,8 +4,9 @@
  */
 import type { RemoteInfo } from 'node:dgram'
 import { once } from 'node:events'
-import { isIPv6, type Socket } from 'node:net'
+import type { Socket } from 'node:net'
 import { TCPServer, UDPServer } from 'dns2'
+import { bindAll, udpOptions } from '../bind.ts'
 import type { SocketAddress } from '../parse.ts'
 import type { Reply } from './respond.ts'
 
@@ -31,7 +32,6 @@ const TCP_MAX_CONNECTIONS = 1024
 /** Queries of one connection answered before others have their turn. */
 const TCP_QUERIES_A_TURN = 64
 const TCP_MAX_CHUNKS = 256
-const UDP_BUFFER_OCTETS = 4 * 1024 * 1024
 /** Answers that the kernel does not take yet; beyond this a query is dropped, and will be asked again. */
 const UDP_MAX_QUEUED_OCTETS = 4 * 1024 * 1024
 const HEADER_OCTETS = 12
@@ -39,29 +39,11 @@ const HEADER_OCTETS = 12
 /** Resolves when every address listens, over UDP and TCP; rejects with Node's error if one cannot. */
 export async function listenDns(answer: Answerer, options: DnsListenOptions): Promise<DnsListener> {
   const { tcpIdleMs = TCP_IDLE_MS, tcpMaxConnections = TCP_MAX_CONNECTIONS } = options
-  const servers: { address: SocketAddress; udp: Udp; tcp: Tcp }[] = []
-  try {
-    for (const wanted of options.listen) {
-      const tcp = new Tcp(answer, tcpIdleMs)
-      tcp.maxConnections = tcpMaxConnections
-      tcp.listen({ host: wanted.address, port: wanted.port, ipv6Only: true })
-      await once(tcp, 'listening')
-      const address = { address: wanted.address, port: (tcp.address() as { port: number }).port }
-      const udp = new Udp(answer, isIPv6(wanted.address))
-      servers.push({ address, udp, tcp })
-      const bound = once(udp, 'listening')
-      // dns2's own `listen` never settles when the port is taken.
-      udp.bind({ address: address.address, port: address.port, exclusive: true })
-      await bound
-      udp.on('error', () => {})
-    }
-  } catch (error) {
-    for (const { udp, tcp } of servers) {
-      tcp.close()
-      udp.close()
-    }
-    throw error
-  }
+  const servers = await bindAll(
+    options.listen,
+    () => new Tcp(answer, tcpIdleMs, tcpMaxConnections),
+    address => new Udp(answer, address),
+  )
   return {
     addresses: servers.map(server => server.address),
     async close(deadline) {
@@ -78,18 +60,11 @@ export async function listenDns(answer: Answerer, options: DnsListenOptions): Pr
 class Udp extends UDPServer {
   readonly #answer: Answerer
 
-  constructor(answer: Answerer, ipv6: boolean) {
-    const family = ipv6 ? 6 : 4
-    const socket = {
-      type: `udp${family}`,
-      ipv6Only: ipv6,
-      recvBufferSize: UDP_BUFFER_OCTETS,
-      lookup: (peer: string, _options: unknown, callback: (...args: unknown[]) => void) =>
-        callback(null, peer, family),
-    }
+  constructor(answer: Answerer, address: string) {
     // dns2 hands `type` to dgram.Socket as it is, which takes an options object there.
-    super({ type: socket as unknown as 'udp4' })
+    super({ type: udpOptions(address) as unknown as 'udp4' })
     this.#answer = answer
+    this.on('error', () => {})
   }
 
   override handle(query: Buffer, { address, port }: RemoteInfo): void {
@@ -105,8 +80,9 @@ class Tcp extends TCPServer {
   readonly #idleMs: number
   readonly #conversations = new Set<Conversation>()
 
-  constructor(answer: Answerer, idleMs: number) {
+  constructor(answer: Answerer, idleMs: number, maxConnections: number) {
     super()
+    this.maxConnections = maxConnections
     this.#answer = answer
     this.#idleMs = idleMs
   }

@@ -2,8 +2,8 @@
 import { isIPv6 } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type CheckOptions, checkForever } from './checks.ts'
+import type { Endpoint, Source } from './endpoint.ts'
 import { ALWAYS_UP, type Health, nextHealth, type State, UNCHECKED } from './health.ts'
-import type { Endpoint, Source } from './source.ts'
 
 export interface EndpointStatus {
   readonly address: string

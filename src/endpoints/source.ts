@@ -1,51 +1,20 @@
-/** Where the endpoints of a service come from: a list, or a name that is polled. */
+/** Where the endpoints of a service come from: a list, a name that is polled, or a Kubernetes Service. */
 import { Resolver } from 'node:dns/promises'
 import { isIP } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Expected, formatAddress, ipAddress, period, type SocketAddress, socketAddress } from '../parse.ts'
-
-/** What a source knows of a replica; the words are those of a Kubernetes EndpointSlice. */
-export interface Endpoint {
-  readonly address: string
-  /** Its share under the `weighted` policy, 1 to 100. */
-  readonly weight: number
-  /** The platform would send it new clients. */
-  readonly ready: boolean
-  /** It can still serve, if need be. */
-  readonly serving: boolean
-  /** It is on its way out. */
-  readonly terminating: boolean
-}
-
-/** Takes what a source finds: the whole set each time, or the reason why it could not look. */
-export interface Sink {
-  publish(endpoints: readonly Endpoint[]): void
-  fail(error: Error): void
-}
-
-/** Resolves when it has no more to tell, at the latest when `signal` aborts. A rejected one may be started again. */
-export type Source = (sink: Sink, signal: AbortSignal) => Promise<void>
+import { domainName, Expected, formatAddress, period, type SocketAddress, socketAddress } from '../parse.ts'
+import { byAddress, type Endpoint, endpoint, type Source } from './endpoint.ts'
 
 const MAX_WEIGHT = 100
 const DEFAULT_POLL = '1s'
-const HOST_NAME = /^[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?$/i
-/** Written with dots but the final one (RFC 1035 2.3.4). */
-const MAX_NAME_OCTETS = 253
 
-export const endpoint = (address: string, weight = 1): Endpoint => ({
-  address: ipAddress(address),
-  weight,
-  ready: true,
-  serving: true,
-  terminating: false,
-})
-
-/** `static:ADDR[*WEIGHT],…` or `dns:NAME[@SERVER][/INTERVAL]`. */
+/** `static:ADDR[*WEIGHT],…`, `dns:NAME[@SERVER][/INTERVAL]` or `kubernetes:[NAMESPACE/]SERVICE`. */
 export function parseSource(text: string): Source {
   const [kind, rest] = split(text, ':')
   if (kind === 'static' && rest) return staticSource(distinct(rest.split(',').map(parseStatic)))
   if (kind === 'dns' && rest) return parseDns(rest)
-  throw new Expected('static:ADDR[*WEIGHT],… or dns:NAME[@SERVER][/INTERVAL]')
+  if (kind === 'kubernetes' && rest) return parseKubernetes(rest)
+  throw new Expected('static:ADDR[*WEIGHT],…, dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE')
 }
 
 function distinct(endpoints: readonly Endpoint[]): readonly Endpoint[] {
@@ -69,12 +38,18 @@ function parseDns(text: string): Source {
   const [query, interval = DEFAULT_POLL] = split(text, '/')
   const [name, at] = split(query, '@')
   // What a resolver would refuse, or look up in vain, at every poll is a mistake to tell of now.
-  if (!HOST_NAME.test(name) || name.replace(/\.$/, '').length > MAX_NAME_OCTETS || isIP(name))
-    throw new Expected(`dns:NAME[@SERVER][/INTERVAL] with a host name, not "${name}"`)
-  const server = at === undefined ? undefined : socketAddress(at, 53)
-  // Node would take port 0 for 53.
-  if (server?.port === 0) throw new Expected('dns:NAME[@SERVER][/INTERVAL] with a port from 1 to 65535')
-  return dnsSource(name, server, period(interval))
+  if (isIP(name)) throw new Expected(`dns:NAME[@SERVER][/INTERVAL] with a name, not the address ${name}`)
+  return dnsSource(domainName(name), at === undefined ? undefined : socketAddress(at, 53), period(interval))
+}
+
+function parseKubernetes(text: string): Source {
+  const [, namespace, service] = /^(?:([a-z0-9-]{1,63})\/)?([a-z0-9-]{1,63})$/.exec(text) ?? []
+  if (!service) throw new Expected(`kubernetes:[NAMESPACE/]SERVICE with names of Kubernetes, not "${text}"`)
+  return async (sink, signal) => {
+    // Loaded where it is used: every other process does without it.
+    const { kubernetesSource } = await import('./kubernetes.ts')
+    await kubernetesSource(namespace, service)(sink, signal)
+  }
 }
 
 function split(text: string, at: string): [string, string | undefined] {
@@ -107,8 +82,8 @@ export function dnsSource(name: string, server: SocketAddress | undefined, inter
           resolver.resolve6(name).catch(none),
         ])
         // Sorted, since a rotating or shuffling resolver would otherwise look like a change each time.
-        if (!signal.aborted)
-          publish(families.flatMap(addresses => addresses.sort(compare).map(a => endpoint(a))))
+        const found = families.flat().map(address => endpoint(address))
+        if (!signal.aborted) publish(found.sort(byAddress))
       } catch (error) {
         if (!signal.aborted) fail(error as Error)
       }
@@ -117,5 +92,3 @@ export function dnsSource(name: string, server: SocketAddress | undefined, inter
     }
   }
 }
-
-const compare = new Intl.Collator('en', { numeric: true }).compare

@@ -91,15 +91,18 @@ export async function startAdmin(options: AdminOptions): Promise<SocketAddress> 
     onShutdown: async () => log.info('ended'),
     logger: (message, error) => log.debug({ reason: error.message }, message),
   })
-  // terminus matches `request.url` to the letter: "/readyz?verbose" must be "/readyz" by then.
+  // terminus matches `request.url` to the letter: "/readyz?verbose" must be "/readyz" by then. It does not look
+  // at the method: what only `serve` refuses must not be one of its paths.
   server.prependListener('request', (request: IncomingMessage) => {
-    request.url = request.url?.split('?', 1)[0]
+    request.url = isRead(request) ? request.url?.split('?', 1)[0] : '*'
   })
 
   server.listen({ host: listen.address, port: listen.port })
   await once(server, 'listening')
   return { address: listen.address, port: (server.address() as { port: number }).port }
 }
+
+const isRead = ({ method }: IncomingMessage) => method === 'GET' || method === 'HEAD'
 
 async function serve(
   request: IncomingMessage,
@@ -111,7 +114,8 @@ async function serve(
     response.writeHead(status, { 'content-type': contentType, 'cache-control': 'no-store' }).end(body)
   const path = request.url ?? '/'
   const document = Object.hasOwn(documents, path) ? documents[path] : undefined
-  if (request.method !== 'GET' && request.method !== 'HEAD') {
+  if (!isRead(request)) {
+    response.setHeader('allow', 'GET, HEAD')
     send(405, 'text/plain', 'only GET and HEAD\n')
   } else if (path === '/metrics') {
     const { contentType, text } = await metrics.expose(samples())

@@ -2,9 +2,10 @@
  * The event-loop model (TLPI 60.4 and 63): one process serves many clients, over TCP and UDP, with
  * Node's own sockets. This is the portable transport; nothing here knows that replicas are balanced.
  */
-import { createSocket, type RemoteInfo, type Socket as UdpSocket } from 'node:dgram'
+import type { RemoteInfo, Socket as UdpSocket } from 'node:dgram'
 import { once } from 'node:events'
-import { createServer, isIPv6, type Server, type Socket } from 'node:net'
+import { createServer, type Server, type Socket } from 'node:net'
+import { bindAll, udpSocket } from '../bind.ts'
 import type { SocketAddress } from '../parse.ts'
 import { NO_REPLY, type Protocol, SMALL_SERVICE_PORTS } from '../protocols.ts'
 
@@ -47,7 +48,6 @@ const KEEP_ALIVE_MS = 60_000
 const MAX_WAITING = 511
 /** Replies that the kernel does not take yet; beyond this a datagram is dropped, as UDP may. */
 const MAX_QUEUED_REPLY_OCTETS = 4 * 1024 * 1024
-const RECEIVE_BUFFER_OCTETS = 4 * 1024 * 1024
 
 /** Resolves when every address listens; rejects with Node's error (`code`, `address`, `port`) if one cannot. */
 export async function eventLoop(protocol: Protocol, options: EventLoopOptions): Promise<EchoService> {
@@ -61,16 +61,7 @@ export async function eventLoop(protocol: Protocol, options: EventLoopOptions): 
     waiting: 0,
   }
   const streams = new StreamSide(protocol, options, counters)
-  const listeners: { address: SocketAddress; tcp: Server; udp: UdpSocket }[] = []
-  try {
-    for (const wanted of options.listen) listeners.push(await listenBoth(wanted, streams))
-  } catch (error) {
-    for (const { tcp, udp } of listeners) {
-      tcp.close()
-      udp.close()
-    }
-    throw error
-  }
+  const listeners = await bindAll(options.listen, () => tcpServer(streams), udpSocket)
   const blocked = new Set([...SMALL_SERVICE_PORTS, ...listeners.map(l => l.address.port)])
   for (const { udp } of listeners) serveDatagrams(udp, protocol, blocked, counters)
 
@@ -89,23 +80,8 @@ export async function eventLoop(protocol: Protocol, options: EventLoopOptions): 
   }
 }
 
-/** TCP and UDP on one port. Port 0: the one that TCP got, tried anew when UDP has it in use. */
-async function listenBoth(wanted: SocketAddress, streams: StreamSide) {
-  for (let attempt = 1; ; attempt++) {
-    const tcp = await listenTcp(wanted, streams)
-    const address = { address: wanted.address, port: (tcp.address() as { port: number }).port }
-    try {
-      return { address, tcp, udp: await listenUdp(address) }
-    } catch (error) {
-      tcp.close()
-      const taken = (error as NodeJS.ErrnoException).code === 'EADDRINUSE'
-      if (wanted.port !== 0 || !taken || attempt === 10) throw error
-    }
-  }
-}
-
-async function listenTcp({ address, port }: SocketAddress, streams: StreamSide): Promise<Server> {
-  const server = createServer(
+const tcpServer = (streams: StreamSide): Server =>
+  createServer(
     {
       allowHalfOpen: true,
       keepAlive: true,
@@ -115,30 +91,6 @@ async function listenTcp({ address, port }: SocketAddress, streams: StreamSide):
     },
     socket => streams.accept(socket),
   )
-  server.listen({ host: address, port, ipv6Only: true })
-  await once(server, 'listening')
-  return server
-}
-
-async function listenUdp({ address, port }: SocketAddress): Promise<UdpSocket> {
-  const socket = createSocket({
-    type: isIPv6(address) ? 'udp6' : 'udp4',
-    ipv6Only: isIPv6(address),
-    recvBufferSize: RECEIVE_BUFFER_OCTETS,
-    // Peers are always IP addresses: Node's default would send each through a deferred dns.lookup.
-    lookup: (peer, _options, callback) => callback(null, peer, isIPv6(peer) ? 6 : 4),
-  })
-  // With the lookup above it listens before `bind` returns.
-  const bound = once(socket, 'listening')
-  socket.bind({ address, port, exclusive: true })
-  try {
-    await bound
-  } catch (error) {
-    socket.close()
-    throw error
-  }
-  return socket
-}
 
 /** The connections of all listeners: one cap, one queue, one drain. */
 class StreamSide {

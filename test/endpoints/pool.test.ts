@@ -3,8 +3,8 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createServer, type ServerResponse } from 'node:http'
 import { type TestContext, test } from 'node:test'
+import { type Endpoint, endpoint, type Sink, type Source } from '../../src/endpoints/endpoint.ts'
 import { type EndpointStatus, type PoolEvents, type Snapshot, startPool } from '../../src/endpoints/pool.ts'
-import { type Endpoint, endpoint, type Sink, type Source } from '../../src/endpoints/source.ts'
 import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
 import { commonPort } from '../common-port.ts'
@@ -349,7 +349,7 @@ test('who is answered: the ready, else those that end but serve, else (fail open
 const SOAK = `
   import { readdirSync } from 'node:fs'
   import { startPool } from '${new URL('../../src/endpoints/pool.ts', import.meta.url)}'
-  import { endpoint } from '${new URL('../../src/endpoints/source.ts', import.meta.url)}'
+  import { endpoint } from '${new URL('../../src/endpoints/endpoint.ts', import.meta.url)}'
   const { addresses, port, ms } = JSON.parse(process.env.SOAK)
   const endpoints = addresses.map(address => endpoint(address))
   const measure = () => {

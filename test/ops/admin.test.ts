@@ -92,13 +92,13 @@ test(
 
 type Samples = Map<string, number>
 
-/** Every line of the text format 0.0.4, or a failed assertion. */
+/** Every line of the text format 0.0.4 (its numbers are those of Go: NaN in any case), or a failed assertion. */
 function parseMetrics(text: string): { types: Map<string, string>; samples: Samples } {
   const types = new Map<string, string>()
   const samples: Samples = new Map()
   assert.ok(text.endsWith('\n'))
   for (const line of text.trimEnd().split('\n')) {
-    const comment = /^# (HELP|TYPE) ([a-z_]+) (.+)$/.exec(line)
+    const comment = /^# (HELP|TYPE) ([a-z0-9_]+) (.+)$/.exec(line)
     if (comment) {
       const [, kind, name, rest] = comment
       if (kind === 'HELP') continue
@@ -107,7 +107,7 @@ function parseMetrics(text: string): { types: Map<string, string>; samples: Samp
       types.set(name, rest)
     } else if (line) {
       const sample =
-        /^([a-z_]+)(\{(?:[a-z_]+="(?:[^"\\\n]|\\[\\"n])*",?)*\})? (-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|[+-]Inf|NaN)$/.exec(
+        /^([a-z0-9_]+)(\{(?:[a-z_]+="(?:[^"\\\n]|\\[\\"n])*",?)*\})? (-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|[+-]Inf|[Nn]a[Nn])$/.exec(
           line,
         )
       assert.ok(sample, `not a sample: ${line}`)
@@ -270,15 +270,19 @@ test(
 )
 
 test('one Ctrl-C that arrives twice, from npm and from the terminal, is one', options, async t => {
-  const server = await replica(t, '--drain', '1m', '--grace', '1m')
-  const socket = await open(t, server)
-  server.process.kill('SIGINT')
-  await server.line('draining')
-  server.process.kill('SIGINT')
-  // Had the second counted, the code would be 130.
-  assert.deepEqual(await server.ended, { code: 0, signal: null })
-  assert.ok(!server.lines.some(({ msg }) => msg.includes('second signal')))
-  socket.destroy()
+  for (let attempt = 1; ; attempt++) {
+    const server = await replica(t, '--drain', '1m', '--grace', '1m')
+    await open(t, server)
+    server.process.kill('SIGINT')
+    const first = await server.line('draining')
+    server.process.kill('SIGINT')
+    const { code } = await server.ended
+    const second = server.lines.find(({ msg }) => msg.includes('second signal'))
+    if (!second) return assert.equal(code, 0)
+    // A machine so busy that the two came far apart showed nothing: once more.
+    const apartMs = Date.parse(String(second.time)) - Date.parse(String(first.time))
+    assert.ok(apartMs > 250 && attempt < 5, `taken for two within ${apartMs} ms`)
+  }
 })
 
 for (const [first, second, code, wait] of [

@@ -230,7 +230,7 @@ test('over the cap a client waits, unrefused, until another ends; it is said onc
   const [c, d, e] = [await client(), await client(), await client()]
   for (const socket of [c, d, e]) socket.write('wait')
   await until(() => counters.waiting === 3)
-  // Their octets have been here for some turns of the loop and were not read.
+  // Their octets have been here for some turns of the loop and are not answered.
   for (let i = 0; i < 20; i++) await roundTrip(a, `${i}`)
   // biome-ignore format: one line
   assert.deepEqual([c, d, e].map(socket => socket.bytesRead), [0, 0, 0])

@@ -1,0 +1,75 @@
+/** TCP and UDP on the same addresses and ports, all of them or none. */
+import { createSocket, type Socket, type SocketOptions } from 'node:dgram'
+import { once } from 'node:events'
+import { isIPv6, type Server } from 'node:net'
+import type { SocketAddress } from './parse.ts'
+
+export interface Bound<T extends Server, U extends Socket> {
+  /** With the port that the system chose. */
+  readonly address: SocketAddress
+  readonly tcp: T
+  readonly udp: U
+}
+
+const RECEIVE_BUFFER_OCTETS = 4 * 1024 * 1024
+const PORT_ZERO_TRIES = 10
+
+/** What both of our UDP servers want of a socket for this address. */
+export function udpOptions(address: string): SocketOptions {
+  const family = isIPv6(address) ? 6 : 4
+  return {
+    type: `udp${family}`,
+    ipv6Only: family === 6,
+    recvBufferSize: RECEIVE_BUFFER_OCTETS,
+    // Peers are always IP addresses: Node's default would send each through a deferred dns.lookup.
+    lookup: (peer, _options, callback) => callback(null, peer, family),
+  }
+}
+
+/** Resolves when all listen; rejects with Node's error (`code`, `address`, `port`) if one cannot, and then none does. */
+export async function bindAll<T extends Server, U extends Socket>(
+  addresses: readonly SocketAddress[],
+  makeTcp: () => T,
+  makeUdp: (address: string) => U,
+): Promise<Bound<T, U>[]> {
+  const bound: Bound<T, U>[] = []
+  try {
+    for (const address of addresses) bound.push(await bindBoth(address, makeTcp, makeUdp))
+  } catch (error) {
+    for (const { tcp, udp } of bound) {
+      tcp.close()
+      udp.close()
+    }
+    throw error
+  }
+  return bound
+}
+
+/** Port 0: the one that TCP got, tried anew when UDP has it in use. */
+async function bindBoth<T extends Server, U extends Socket>(
+  wanted: SocketAddress,
+  makeTcp: () => T,
+  makeUdp: (address: string) => U,
+): Promise<Bound<T, U>> {
+  for (let attempt = 1; ; attempt++) {
+    const tcp = makeTcp()
+    tcp.listen({ host: wanted.address, port: wanted.port, ipv6Only: true })
+    await once(tcp, 'listening')
+    const address = { address: wanted.address, port: (tcp.address() as { port: number }).port }
+    const udp = makeUdp(wanted.address)
+    try {
+      // With a synchronous lookup it listens before `bind` returns.
+      const listening = once(udp, 'listening')
+      udp.bind({ ...address, exclusive: true })
+      await listening
+      return { address, tcp, udp }
+    } catch (error) {
+      tcp.close()
+      udp.close()
+      const taken = (error as NodeJS.ErrnoException).code === 'EADDRINUSE'
+      if (wanted.port !== 0 || !taken || attempt === PORT_ZERO_TRIES) throw error
+    }
+  }
+}
+
+export const udpSocket = (address: string): Socket => createSocket(udpOptions(address))
