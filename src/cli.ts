@@ -17,6 +17,11 @@ import {
 } from './commands/options.ts'
 import { UsageError } from './parse.ts'
 
+// As PID 1 of a container a process has no default action for signals: without this they would be ignored.
+const die = (_signal: string, number: number) => process.exit(128 + number)
+process.on('SIGTERM', die).on('SIGINT', die)
+const takeSignals = () => void process.off('SIGTERM', die).off('SIGINT', die)
+
 enableCompileCache()
 // `roundelay send … | head -1`: whoever read us has seen enough.
 process.stdout.on('error', () => process.exit(0))
@@ -43,7 +48,7 @@ function buildVerb<V extends VerbName>(name: V): Command {
   return verb.action(async () => {
     const options = resolveOptions(name, verb.opts(), process.env)
     const { run } = await commands[name]()
-    await run(options, verb.args, { version, exit: code => process.exit(code) })
+    await run(options, verb.args, { version, exit: code => process.exit(code), takeSignals })
   })
 }
 

@@ -77,7 +77,7 @@ export interface RunningDns {
 export async function startDns(
   options: DnsOptions,
   log: Logger,
-  { version, exit }: Context,
+  { version, exit, takeSignals }: Context,
 ): Promise<RunningDns> {
   const metrics = new Metrics('dns', version)
   const authority = new Authority(
@@ -128,6 +128,7 @@ export async function startDns(
       drainMs: options.drainMs,
       graceMs: options.graceMs,
       exit,
+      takeSignals,
     })
   } catch (error) {
     await listener.close(AbortSignal.abort())
@@ -183,7 +184,9 @@ function poolEvents(
       log.info({ service, endpoints: snapshot.endpoints.length }, 'service ready: first check round is over')
     },
     state(address, from, to, detail) {
-      const level = to === 'down' || to === 'draining' ? 'warn' : to === 'checking' ? 'debug' : 'info'
+      // One that was never up has not gone down: it is mostly still starting.
+      const worse = (to === 'down' && from === 'up') || to === 'draining'
+      const level = worse ? 'warn' : to === 'checking' ? 'debug' : 'info'
       const now = to === 'absent' ? 'gone' : to
       log[level]({ service, endpoint: address, from, to, detail }, `endpoint ${address} is ${now}`)
     },

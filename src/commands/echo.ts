@@ -8,7 +8,7 @@ import { echo } from '../protocols.ts'
 import { type EchoCounters, type EchoService, eventLoop } from '../servers/event-loop.ts'
 import type { Run } from './options.ts'
 
-export const run: Run<'echo'> = async (options, _args, { version, exit }) => {
+export const run: Run<'echo'> = async (options, _args, { version, exit, takeSignals }) => {
   const log = await createLog({ level: options.logLevel, name: 'echo' })
   if (options.tied) {
     // Whoever started this replica holds the other end; the kernel closes it even after SIGKILL.
@@ -51,6 +51,7 @@ export const run: Run<'echo'> = async (options, _args, { version, exit }) => {
       drainMs: options.drain,
       graceMs: options.grace,
       exit,
+      takeSignals,
     })
   } catch (error) {
     await service.close(AbortSignal.abort())

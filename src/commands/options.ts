@@ -32,6 +32,8 @@ export interface Flag {
 export interface Context {
   readonly version: string
   readonly exit: (code: number) => void
+  /** SIGTERM and SIGINT end the process at once until a server takes them over. */
+  readonly takeSignals: () => void
 }
 
 /** What each file in this folder exports as `run`. A server's resolves when it serves; the others' when they are done. */

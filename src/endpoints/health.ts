@@ -9,6 +9,8 @@ export interface Health {
   /** Results in a row; one of the two is 0. */
   readonly passes: number
   readonly failures: number
+  /** It has not passed yet: its first pass will do, whatever `rise` says. */
+  readonly fresh: boolean
   /** What the last round said. */
   readonly detail: string
   /** Connections that its `/readyz` told of; undefined where no check asks for it. */
@@ -19,22 +21,25 @@ export const UNCHECKED: Health = {
   state: 'checking',
   passes: 0,
   failures: 0,
+  fresh: true,
   detail: 'not checked yet',
   activeConnections: undefined,
 }
 
-export const ALWAYS_UP: Health = { ...UNCHECKED, state: 'up', detail: 'no check' }
+export const ALWAYS_UP: Health = { ...UNCHECKED, state: 'up', fresh: false, detail: 'no check' }
 
-/** The health after one more result. An endpoint's first one decides at once; "draining" needs no second. */
+/**
+ * The health after one more result. An endpoint's first one decides at once, and so does its first pass: it may have
+ * been listed before it listened. "Draining" needs no second.
+ */
 export function nextHealth(health: Health, result: ProbeResult, rise: number, fall: number): Health {
   const { detail } = result
-  if (!result.ok && result.draining) return { ...UNCHECKED, state: 'draining', detail }
+  if (!result.ok && result.draining) return { ...UNCHECKED, state: 'draining', fresh: false, detail }
   const passes = result.ok ? health.passes + 1 : 0
   const failures = result.ok ? 0 : health.failures + 1
-  const first = health.state === 'checking'
   let { state } = health
-  if (passes >= (first ? 1 : rise)) state = 'up'
-  if (failures >= (first ? 1 : fall)) state = 'down'
+  if (passes >= (health.fresh ? 1 : rise)) state = 'up'
+  if (failures >= (state === 'checking' ? 1 : fall)) state = 'down'
   const activeConnections = result.ok ? result.activeConnections : undefined
-  return { state, passes, failures, detail, activeConnections }
+  return { state, passes, failures, fresh: health.fresh && !result.ok, detail, activeConnections }
 }

@@ -29,6 +29,8 @@ export interface AdminOptions {
   /** Then: for what is open to finish. */
   readonly graceMs: number
   readonly exit: (code: number) => void
+  /** Called when SIGTERM and SIGINT are ours. */
+  readonly takeSignals: () => void
 }
 
 /** After Ctrl-C nobody waits for caches to forget us. */
@@ -58,6 +60,7 @@ export async function startAdmin(options: AdminOptions): Promise<SocketAddress> 
   }
   // Before terminus', so that `ending` is set when it calls `beforeShutdown`.
   process.on('SIGTERM', onSignal).on('SIGINT', onSignal)
+  options.takeSignals()
   const interrupted = () => ending.signal === 'SIGINT'
 
   terminus.createTerminus(server, {

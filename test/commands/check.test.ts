@@ -109,7 +109,7 @@ test('what is no target exits with 2 and says what would be one', options, async
     ...['tcp://:7007', 'tcp://127.0.0.1:seven', 'http://', 'http://127.0.0.1:0/livez', 'https://127.0.0.1/'],
     ...['ftp://127.0.0.1/', 'livez', ''],
   ]) {
-    const context = { version: '', exit: () => assert.fail(`${target} was taken`) }
+    const context = { version: '', exit: () => assert.fail(`${target} was taken`), takeSignals: () => {} }
     const attempt = check(resolveOptions('check', {}, {}), [target], context)
     await assert.rejects(attempt, new UsageError(wrong(target)))
   }
