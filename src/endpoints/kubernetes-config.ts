@@ -1,5 +1,6 @@
 /** Where the Kubernetes API is and who we are there: as a pod, or as a kubeconfig says. */
 import { execFile } from 'node:child_process'
+import { existsSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { delimiter, dirname, join, resolve } from 'node:path'
@@ -20,14 +21,21 @@ export interface Cluster {
   readonly namespace: string
 }
 
+const EXEC_TIMEOUT_MS = 30_000
 const SERVICE_ACCOUNT = '/var/run/secrets/kubernetes.io/serviceaccount'
 
-/** In a pod its ServiceAccount, else the kubeconfig (`KUBECONFIG` or ~/.kube/config). */
-export function loadCluster(): Promise<Cluster> {
-  const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = process.env
-  if (host && port) return inCluster(host, port, SERVICE_ACCOUNT)
-  const path = process.env.KUBECONFIG?.split(delimiter).find(Boolean) ?? join(homedir(), '.kube', 'config')
-  return fromKubeconfig(path)
+/**
+ * The kubeconfig that KUBECONFIG names; else, in a pod, its ServiceAccount; else ~/.kube/config (client-go's order).
+ * Of several files in KUBECONFIG the first that exists is used: they are not merged as kubectl does it.
+ */
+export async function loadCluster(signal: AbortSignal): Promise<Cluster> {
+  const { KUBECONFIG, KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = process.env
+  const named = KUBECONFIG?.split(delimiter).filter(Boolean) ?? []
+  if (named.length === 0 && host && port) return inCluster(host, port, SERVICE_ACCOUNT)
+  const paths = named.length > 0 ? named : [join(homedir(), '.kube', 'config')]
+  const path = paths.find(path => existsSync(path))
+  if (!path) throw new Error(`there is no kubeconfig at ${paths.join(' or ')}`)
+  return fromKubeconfig(path, signal)
 }
 
 /** Kubernetes, "Accessing the API from a Pod". `folder` holds `token`, `ca.crt` and `namespace`. */
@@ -43,7 +51,7 @@ export async function inCluster(host: string, port: string, folder: string): Pro
 }
 
 /** The current context of one kubeconfig file: certificates, tokens and exec plugins. */
-export async function fromKubeconfig(path: string): Promise<Cluster> {
+export async function fromKubeconfig(path: string, signal: AbortSignal): Promise<Cluster> {
   const { parse } = await import('yaml')
   const config = parse(await readFile(path, 'utf8'))
   const named = (list: string, name: string, key: string) => {
@@ -51,14 +59,17 @@ export async function fromKubeconfig(path: string): Promise<Cluster> {
     if (!found) throw new Error(`${path} has no ${key} "${name}"`)
     return found
   }
-  const context = named('contexts', config?.['current-context'], 'context')
+  if (!config?.['current-context']) throw new Error(`${path} has no current-context`)
+  const context = named('contexts', config['current-context'], 'context')
   const cluster = named('clusters', context.cluster, 'cluster')
-  const user = named('users', context.user, 'user')
+  if (!URL.canParse(cluster.server)) throw new Error(`${path} has no URL as server of "${context.cluster}"`)
+  // Behind `kubectl proxy` nobody is a user.
+  const user = context.user ? named('users', context.user, 'user') : {}
   // Relative paths are relative to the file.
   const file = (name: string) => readFile(resolve(dirname(path), name))
   const content = async (of: Record<string, string>, key: string) =>
     of[`${key}-data`] ? Buffer.from(of[`${key}-data`], 'base64') : of[key] ? await file(of[key]) : undefined
-  const exec = user.exec ? await execCredential(user.exec, path) : {}
+  let exec: ExecCredential = user.exec ? await execCredential(user.exec, path, signal) : {}
   const [ca, cert, key] = await Promise.all([
     content(cluster, 'certificate-authority'),
     content(user, 'client-certificate'),
@@ -74,8 +85,13 @@ export async function fromKubeconfig(path: string): Promise<Cluster> {
   return {
     server: new URL(cluster.server),
     tls: Object.fromEntries(Object.entries(tls).filter(([, value]) => value !== undefined)),
-    token: async () =>
-      user.tokenFile ? (await file(user.tokenFile)).toString().trim() : (user.token ?? exec.token),
+    token: async () => {
+      if (user.tokenFile) return (await file(user.tokenFile)).toString().trim()
+      if (user.token) return user.token
+      if (Date.parse(exec.expirationTimestamp ?? '') <= Date.now())
+        exec = await execCredential(user.exec, path, signal)
+      return exec.token
+    },
     namespace: context.namespace ?? 'default',
   }
 }
@@ -84,6 +100,8 @@ interface ExecCredential {
   readonly token?: string
   readonly clientCertificateData?: string
   readonly clientKeyData?: string
+  /** RFC 3339 */
+  readonly expirationTimestamp?: string
 }
 
 /** client-go credential plugins (client.authentication.k8s.io): a program prints the credentials as JSON. */
@@ -95,11 +113,29 @@ async function execCredential(
     apiVersion: string
   },
   path: string,
+  signal: AbortSignal,
 ): Promise<ExecCredential> {
   const extra = Object.fromEntries((exec.env ?? []).map(({ name, value }) => [name, value]))
   const info = { apiVersion: exec.apiVersion, kind: 'ExecCredential', spec: { interactive: false } }
   const command = exec.command.includes('/') ? resolve(dirname(path), exec.command) : exec.command
   const env = { ...process.env, ...extra, KUBERNETES_EXEC_INFO: JSON.stringify(info) }
-  const { stdout } = await promisify(execFile)(command, exec.args ?? [], { env })
-  return JSON.parse(stdout).status ?? {}
+  // One that waits for something is not waited for without end, and finds nobody to ask.
+  const limit = AbortSignal.any([signal, AbortSignal.timeout(EXEC_TIMEOUT_MS)])
+  const running = promisify(execFile)(command, exec.args ?? [], { env, signal: limit })
+  running.child.stdin?.on('error', () => {}).end()
+  const fails = (why: string, cause: unknown): never => {
+    throw new Error(`the exec plugin of ${path} ${why}`, { cause })
+  }
+  const { stdout } = await running.catch(error =>
+    fails(
+      limit.aborted ? `did not end within ${EXEC_TIMEOUT_MS} ms` : `fails: ${error.message.trim()}`,
+      error,
+    ),
+  )
+  try {
+    return JSON.parse(stdout).status ?? {}
+  } catch (error) {
+    // The parser's own message would quote from what may be a credential.
+    return fails('printed no ExecCredential', error)
+  }
 }

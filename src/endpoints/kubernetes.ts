@@ -4,6 +4,7 @@
  */
 import { type ClientRequest, type IncomingMessage, request as requestHttp } from 'node:http'
 import { request as requestHttps } from 'node:https'
+import { isIP } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { byAddress, type Endpoint, endpoint, type Source } from './endpoint.ts'
 import { type Cluster, loadCluster } from './kubernetes-config.ts'
@@ -25,6 +26,11 @@ interface SliceEndpoint {
   }
 }
 
+interface EndpointSliceList {
+  readonly metadata?: { readonly resourceVersion?: string; readonly continue?: string }
+  readonly items?: readonly EndpointSlice[] | null
+}
+
 interface WatchEvent {
   readonly type: 'ADDED' | 'MODIFIED' | 'DELETED' | 'BOOKMARK' | 'ERROR'
   readonly object: EndpointSlice & Status
@@ -36,45 +42,56 @@ interface Status {
 }
 
 export interface KubernetesTimes {
-  /** How long the server is asked to keep a watch open. */
+  /** For how long the server is asked to keep a watch open. */
   readonly watchSeconds: number
   /** A watch that has not ended this long after its time is dead, and so is a list without an answer. */
   readonly silentMs: number
   /** Waits after failures: at first, then doubled up to the most. Each is shortened at random by up to half. */
   readonly backoffMs: number
   readonly maxBackoffMs: number
+  /** A watch that ends sooner than this was not ended by its time, and is no sign that all is well. */
+  readonly shortWatchMs: number
 }
 
-const TIMES: KubernetesTimes = { watchSeconds: 60, silentMs: 10_000, backoffMs: 500, maxBackoffMs: 30_000 }
+const TIMES: KubernetesTimes = {
+  watchSeconds: 60,
+  silentMs: 10_000,
+  backoffMs: 500,
+  maxBackoffMs: 30_000,
+  shortWatchMs: 1000,
+}
+const API = 'the Kubernetes API'
 const PAGE = 500
 const KEEP_ALIVE_MS = 10_000
 /** A slice has at most 1,000 endpoints (API validation), each well below 2 KiB. */
 const MAX_LINE_CHARACTERS = 8 * 1024 * 1024
 /** A page of 500 of them, at their usual 100 endpoints. */
 const MAX_LIST_CHARACTERS = 256 * 1024 * 1024
-/** A watch that ends sooner than this was not ended by its time. */
-const SHORT_WATCH_MS = 1000
 
 /** `namespace` undefined: the one that the process runs in, or the kubeconfig's. Nothing is read until it is started. */
 export function kubernetesSource(
   namespace: string | undefined,
   service: string,
-  load: () => Promise<Cluster> = loadCluster,
+  load: (signal: AbortSignal) => Promise<Cluster> = loadCluster,
   times: KubernetesTimes = TIMES,
 ): Source {
   return async ({ publish, fail }, signal) => {
     let failures = 0
     while (!signal.aborted) {
       try {
-        const cluster = await load()
-        await follow(cluster, path(namespace ?? cluster.namespace, service), times, signal, slices => {
-          failures = 0
-          publish(endpointsOf(slices))
+        const cluster = await load(signal)
+        await follow(cluster, path(namespace ?? cluster.namespace, service), times, signal, {
+          changed: slices => publish(endpointsOf(slices)),
+          // Not when a list succeeds: where each watch fails after it, the waits must grow.
+          stood: () => {
+            failures = 0
+          },
         })
       } catch (error) {
         if (signal.aborted) return
-        // The list is too old for a watch: not a failure, and listing anew is the cure.
-        if (!(error instanceof Gone)) fail(error as Error)
+        // A version that is too old is no failure: listing anew is the cure. If it does not cure, it is one.
+        const gone = error instanceof ApiError && error.code === 410
+        if (!gone || failures > 0) fail(error as Error)
         const most = Math.min(times.maxBackoffMs, times.backoffMs * 2 ** failures++)
         await sleep(most * (1 - Math.random() / 2), undefined, { signal }).catch(() => {})
       }
@@ -87,8 +104,19 @@ function path(namespace: string, service: string): string {
   return `/apis/discovery.k8s.io/v1/namespaces/${namespace}/endpointslices?labelSelector=${selector}`
 }
 
-/** The resource version is no longer known to the server. */
-class Gone extends Error {}
+/** What the API itself answered, other than 200. */
+class ApiError extends Error {
+  readonly code: number
+  constructor(code: number, message: string) {
+    super(`${API} says ${code}: ${message}${HINTS[code] ?? ''}`)
+    this.code = code
+  }
+}
+
+const HINTS: { readonly [code: number]: string } = {
+  401: ' (the token is not accepted)',
+  403: ' (the ServiceAccount needs the verbs list and watch for endpointslices in discovery.k8s.io)',
+}
 
 /** Lists, then watches from there, one watch after the other. Rejects when the list must be made anew. */
 async function follow(
@@ -96,30 +124,38 @@ async function follow(
   path: string,
   times: KubernetesTimes,
   signal: AbortSignal,
-  changed: (slices: Iterable<EndpointSlice>) => void,
+  { changed, stood }: { changed: (slices: Iterable<EndpointSlice>) => void; stood: () => void },
 ): Promise<void> {
   const { slices, resourceVersion } = await list(cluster, path, times, signal)
   changed(slices.values())
   let version = resourceVersion
   while (!signal.aborted) {
-    const query = `&watch=1&allowWatchBookmarks=true&timeoutSeconds=${times.watchSeconds}&resourceVersion=${version}`
-    const started = performance.now()
+    const from = encodeURIComponent(version)
+    const query = `&watch=1&allowWatchBookmarks=true&timeoutSeconds=${times.watchSeconds}&resourceVersion=${from}`
     const limitMs = times.watchSeconds * 1000 + times.silentMs
-    await get(cluster, path + query, limitMs, signal, async response => {
-      // The watch stands: whatever was wrong before is over.
-      changed(slices.values())
-      for await (const line of lines(response)) {
-        const { type, object }: WatchEvent = JSON.parse(line)
-        if (type === 'ERROR') throw apiError(object.code ?? 0, object.message ?? 'watch error')
-        version = object.metadata.resourceVersion ?? version
-        if (type === 'BOOKMARK') continue
-        if (type === 'DELETED') slices.delete(object.metadata.name)
-        else slices.set(object.metadata.name, object)
-        changed(slices.values())
-      }
-    })
-    if (performance.now() - started < SHORT_WATCH_MS)
-      throw new Error('the watch was ended as soon as it began')
+    const started = performance.now()
+    let stands = false
+    const isShort = () => performance.now() - started < times.shortWatchMs
+    try {
+      await get(cluster, path + query, limitMs, signal, async response => {
+        stands = true
+        for await (const line of lines(response)) {
+          const event: WatchEvent | null = JSON.parse(line)
+          if (!event?.object) throw new Error('a line of the watch is no event')
+          const { type, object } = event
+          if (type === 'ERROR') throw new ApiError(object.code ?? 0, object.message ?? 'watch error')
+          version = object.metadata.resourceVersion ?? version
+          if (type === 'DELETED') slices.delete(object.metadata.name)
+          else if (type === 'ADDED' || type === 'MODIFIED') slices.set(object.metadata.name, object)
+          else continue
+          changed(slices.values())
+        }
+      })
+    } finally {
+      if (stands && !isShort()) stood()
+    }
+    if (isShort())
+      throw new Error(`${API} at ${cluster.server.host}: the watch was ended as soon as it began`)
   }
 }
 
@@ -131,10 +167,11 @@ async function list(cluster: Cluster, path: string, times: KubernetesTimes, sign
   do {
     const query = `&limit=${PAGE}${next && `&continue=${encodeURIComponent(next)}`}`
     await get(cluster, path + query, times.silentMs, signal, async response => {
-      const { metadata, items } = JSON.parse(await text(response, MAX_LIST_CHARACTERS))
-      for (const slice of items as EndpointSlice[]) slices.set(slice.metadata.name, slice)
-      resourceVersion = metadata.resourceVersion
-      next = metadata.continue ?? ''
+      const page: EndpointSliceList | null = JSON.parse(await text(response, MAX_LIST_CHARACTERS))
+      if (!page?.metadata?.resourceVersion) throw new Error('the answer is no list')
+      for (const slice of page.items ?? []) slices.set(slice.metadata.name, slice)
+      resourceVersion = page.metadata.resourceVersion
+      next = page.metadata.continue ?? ''
     })
   } while (next)
   return { slices, resourceVersion }
@@ -156,11 +193,13 @@ async function get(
   const request = url.protocol === 'http:' ? requestHttp(url, options) : requestHttps(url, options)
   try {
     const response = await respond(request)
-    if (response.statusCode !== 200) throw apiError(response.statusCode ?? 0, await statusMessage(response))
+    if (response.statusCode !== 200)
+      throw new ApiError(response.statusCode ?? 0, await statusMessage(response))
     await read(response)
   } catch (error) {
-    if (limit.aborted && !signal.aborted) throw new Error(`no word from ${url.host} for ${limitMs} ms`)
-    throw error
+    if (error instanceof ApiError) throw error
+    const why = limit.aborted ? `no end of the answer within ${limitMs} ms` : reason(error as Error)
+    throw new Error(`${API} at ${url.host}: ${why}`, { cause: error })
   } finally {
     request.destroy()
   }
@@ -175,13 +214,11 @@ function respond(request: ClientRequest): Promise<IncomingMessage> {
   })
 }
 
-function apiError(code: number, message: string): Error {
-  if (code === 410) return new Gone(message)
-  const hints: { readonly [code: number]: string } = {
-    401: ' (the token is not accepted)',
-    403: ' (the ServiceAccount needs the verbs list and watch for endpointslices in discovery.k8s.io)',
-  }
-  return new Error(`the Kubernetes API says ${code}: ${message}${hints[code] ?? ''}`)
+function reason({ message, code }: NodeJS.ErrnoException): string {
+  // Node's own word is "aborted", which reads as if we had done it.
+  if (code === 'ECONNRESET') return 'the connection was cut'
+  // Where a name has several addresses and all refuse, there is only a code.
+  return message || (code ?? 'unknown')
 }
 
 /** The message of the Status object that an error comes with. */
@@ -236,6 +273,8 @@ export function endpointsOf(slices: Iterable<EndpointSlice>): Endpoint[] {
   for (const { addressType, endpoints } of slices) {
     if (addressType === 'FQDN') continue
     for (const { addresses, conditions } of endpoints ?? []) {
+      // What the API lets through is not always an address: 010.0.0.1. One bad entry must not hide the others.
+      if (!isIP(addresses[0] ?? '')) continue
       const ready = conditions?.ready ?? true
       const serving = conditions?.serving ?? ready
       const terminating = conditions?.terminating ?? false
@@ -248,4 +287,4 @@ export function endpointsOf(slices: Iterable<EndpointSlice>): Endpoint[] {
 }
 
 const rank = ({ ready, serving, terminating }: Endpoint): number =>
-  Number(ready && !terminating) * 4 + Number(serving) * 2 + Number(!terminating)
+  Number(ready && !terminating) * 8 + Number(serving) * 4 + Number(!terminating) * 2 + Number(ready)

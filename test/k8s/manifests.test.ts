@@ -1,0 +1,307 @@
+/** The manifests, validated as strictly as can be without a cluster. */
+import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
+import { globSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { parseAllDocuments } from 'yaml'
+import { resolveOptions } from '../../src/commands/options.ts'
+
+const root = new URL('../..', import.meta.url).pathname
+const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+
+// biome-ignore lint/suspicious/noExplicitAny: manifests are trees of anything; the schemas below give them types.
+type Manifest = any
+
+const files = globSync('k8s/*', { cwd: root }).sort()
+const manifests: Manifest[] = files.flatMap(file =>
+  parseAllDocuments(readFileSync(join(root, file), 'utf8'), { strict: true, uniqueKeys: true }).map(
+    document => {
+      assert.deepEqual(document.errors, [], file)
+      return document.toJS()
+    },
+  ),
+)
+const all = (kind: string) => manifests.filter(manifest => manifest.kind === kind)
+const one = (kind: string, name: string) => {
+  const found = all(kind).filter(manifest => manifest.metadata.name === name)
+  assert.equal(found.length, 1, `${kind} ${name}`)
+  return found[0]
+}
+const deployments = () => all('Deployment')
+const pod = (deployment: Manifest) => deployment.spec.template.spec
+const container = (deployment: Manifest) => pod(deployment).containers[0]
+const podLabels = (deployment: Manifest) => deployment.spec.template.metadata.labels
+const matches = (selector: Record<string, string>, labels: Record<string, string>) =>
+  Object.entries(selector).every(([key, value]) => labels[key] === value)
+
+/** Where kubernetes-models keeps a kind, as in `apps/v1`. */
+const moduleOf = ({ apiVersion }: Manifest) => `kubernetes-models/${apiVersion}`
+
+/** Errors of the compiler for manifests as literals of the types made from Kubernetes' OpenAPI: unknown fields too. */
+function typeErrors(documents: readonly Manifest[]): string {
+  // Below node_modules, so that the types are found and the working tree stays clean.
+  const folder = join(root, 'node_modules/.cache/manifests')
+  mkdirSync(folder, { recursive: true })
+  const imports = documents.map((d, i) => `import type { I${d.kind} as T${i} } from '${moduleOf(d)}'`)
+  const constants = documents.map((d, i) => `export const d${i}: T${i} = ${JSON.stringify(d, null, 1)}`)
+  writeFileSync(join(folder, 'manifests.ts'), [...imports, ...constants].join('\n'))
+  const args = [
+    '--noEmit',
+    '--strict',
+    '--skipLibCheck',
+    '--module',
+    'nodenext',
+    '--ignoreConfig',
+    '--types',
+    '',
+  ]
+  const tsc = join(root, 'node_modules/.bin/tsc')
+  const { stdout, error } = spawnSync(tsc, [...args, join(folder, 'manifests.ts')], { encoding: 'utf8' })
+  rmSync(folder, { recursive: true })
+  if (error) throw error
+  return stdout
+}
+
+test('every manifest is valid under the OpenAPI schema of Kubernetes, and has no field that it does not know', async () => {
+  for (const manifest of manifests) {
+    const { [manifest.kind]: Model } = await import(moduleOf(manifest))
+    new Model(manifest).validate()
+  }
+  assert.equal(typeErrors(manifests), '')
+})
+
+test('the schema check finds unknown fields, wrong types and missing ones, wherever they stand', async () => {
+  const spoiled = structuredClone(one('Deployment', 'echo'))
+  container(spoiled).readinessProbe.httpGet.pth = '/readyz'
+  assert.match(typeErrors([spoiled]), /'pth' does not exist|may only specify known properties/)
+  const { Deployment } = await import('kubernetes-models/apps/v1')
+  const broken = structuredClone(one('Deployment', 'echo'))
+  broken.spec.replicas = 'three'
+  assert.throws(() => new Deployment(broken).validate(), /replicas/)
+  delete broken.spec.selector
+  assert.throws(() => new Deployment(broken).validate(), /selector/)
+})
+
+test('kubectl apply -f k8s finds nothing but manifests, the namespace first', () => {
+  assert.ok(files.every(file => file.endsWith('.yaml')))
+  assert.ok(!files.some(file => file.includes('kustomization')))
+  assert.equal(manifests[0].kind, 'Namespace')
+  for (const { kind, metadata } of manifests.slice(1))
+    assert.equal(metadata.namespace, 'roundelay', `${kind} ${metadata.name}`)
+  const names = manifests.map(({ kind, metadata }) => `${kind} ${metadata.name}`)
+  assert.deepEqual([...new Set(names)], names)
+})
+
+test('everything has the recommended labels, with the version of package.json', () => {
+  for (const { kind, metadata } of manifests.slice(1))
+    assert.deepEqual(
+      metadata.labels,
+      {
+        'app.kubernetes.io/name': metadata.name,
+        'app.kubernetes.io/instance': 'roundelay',
+        'app.kubernetes.io/version': version,
+        'app.kubernetes.io/part-of': 'roundelay',
+      },
+      `${kind} ${metadata.name}`,
+    )
+  for (const deployment of deployments()) assert.equal(container(deployment).image, `roundelay:${version}`)
+  for (const file of ['Dockerfile', 'docker-compose.yml'])
+    for (const [, found] of readFileSync(join(root, file), 'utf8').matchAll(
+      /(?:image\.version="|roundelay:)([\d.]+)/g,
+    ))
+      assert.equal(found, version, file)
+})
+
+test('selectors match the labels of the pods that they mean, and of no others', () => {
+  const selectors: [string, Record<string, string>, string][] = [
+    ...deployments().map((d): [string, Record<string, string>, string] => [
+      'Deployment',
+      d.spec.selector.matchLabels,
+      d.metadata.name,
+    ]),
+    ...all('Service').map((s): [string, Record<string, string>, string] => [
+      'Service',
+      s.spec.selector,
+      s.metadata.name,
+    ]),
+    ...all('PodDisruptionBudget').map((p): [string, Record<string, string>, string] => [
+      'PDB',
+      p.spec.selector.matchLabels,
+      p.metadata.name,
+    ]),
+    ...all('NetworkPolicy').map((n): [string, Record<string, string>, string] => [
+      'NetworkPolicy',
+      n.spec.podSelector.matchLabels,
+      n.metadata.name,
+    ]),
+    ['egress of dns', one('NetworkPolicy', 'dns').spec.egress[1].to[0].podSelector.matchLabels, 'echo'],
+    ['spread', pod(one('Deployment', 'echo')).topologySpreadConstraints[0].labelSelector.matchLabels, 'echo'],
+    [
+      'anti-affinity',
+      pod(one('Deployment', 'dns')).affinity.podAntiAffinity
+        .preferredDuringSchedulingIgnoredDuringExecution[0].podAffinityTerm.labelSelector.matchLabels,
+      'dns',
+    ],
+  ]
+  for (const [what, selector, name] of selectors) {
+    const matched = deployments()
+      .filter(d => matches(selector, podLabels(d)))
+      .map(d => d.metadata.name)
+    assert.deepEqual(matched, [name], `${what} of ${name}`)
+  }
+  const { scaleTargetRef } = one('HorizontalPodAutoscaler', 'echo').spec
+  assert.ok(
+    all(scaleTargetRef.kind).some(
+      d => d.apiVersion === scaleTargetRef.apiVersion && d.metadata.name === scaleTargetRef.name,
+    ),
+  )
+})
+
+test('named ports are ports of the container, with its protocol; numbers are those that it listens on', () => {
+  for (const { metadata, spec } of [...all('Service'), ...all('NetworkPolicy')]) {
+    const { ports } = container(one('Deployment', metadata.name))
+    const named: [string, string][] = spec.ports
+      ? spec.ports.map((p: Manifest) => [p.targetPort, p.protocol])
+      : spec.ingress.flatMap((rule: Manifest) => rule.ports.map((p: Manifest) => [p.port, p.protocol]))
+    for (const [name, protocol] of named)
+      assert.ok(
+        ports.some((p: Manifest) => p.name === name && p.protocol === protocol),
+        `${metadata.name}: ${name}/${protocol}`,
+      )
+  }
+  const targets = container(one('Deployment', 'echo')).ports.map(
+    (p: Manifest) => `${p.containerPort}/${p.protocol}`,
+  )
+  const egress = one('NetworkPolicy', 'dns').spec.egress[1].ports.map(
+    (p: Manifest) => `${p.port}/${p.protocol}`,
+  )
+  assert.deepEqual(egress.toSorted(), targets.toSorted())
+  assert.deepEqual(targets.toSorted(), ['7007/TCP', '7007/UDP', '8080/TCP'])
+})
+
+/** The options that a pod's arguments come to, as the program itself reads them. */
+function optionsOf(deployment: Manifest) {
+  const [verb, ...args] = container(deployment).args
+  assert.equal(verb, deployment.metadata.name)
+  const given: Record<string, unknown> = {}
+  for (const arg of args) {
+    const [, flag, value] = /^--([a-z-]+)=(.*)$/.exec(arg) ?? assert.fail(arg)
+    const name = flag.replace(/-[a-z]/g, (c: string) => c[1].toUpperCase())
+    if (['listen', 'service', 'check'].includes(name))
+      given[name] = [...((given[name] as string[]) ?? []), value]
+    else given[name] = value
+  }
+  return given
+}
+
+test('the arguments are ones that the program takes, and it listens where the ports say', () => {
+  const echo = resolveOptions('echo', optionsOf(one('Deployment', 'echo')), {})
+  const dns = resolveOptions('dns', optionsOf(one('Deployment', 'dns')), {})
+  const portOf = (name: string, port: string) =>
+    container(one('Deployment', name)).ports.find((p: Manifest) => p.name === port).containerPort
+  assert.equal(echo.listen[0].port, portOf('echo', 'echo-udp'))
+  assert.equal(echo.listen[0].port, portOf('echo', 'echo-tcp'))
+  assert.equal(echo.admin.port, portOf('echo', 'admin'))
+  assert.equal(dns.listen[0].port, portOf('dns', 'dns-udp'))
+  assert.equal(dns.listen[0].port, portOf('dns', 'dns-tcp'))
+  assert.equal(dns.admin.port, portOf('dns', 'admin'))
+  assert.deepEqual(dns.check, [
+    { kind: 'udp', port: 7007 },
+    { kind: 'http', port: 8080, path: '/readyz' },
+  ])
+  assert.equal(dns.service?.[0].text, 'echo=kubernetes:echo')
+  for (const deployment of deployments()) {
+    const { annotations } = deployment.spec.template.metadata
+    assert.equal(annotations['prometheus.io/port'], String(portOf(deployment.metadata.name, 'admin')))
+    assert.equal(annotations['prometheus.io/path'], '/metrics')
+  }
+})
+
+test('a pod may take as long as its drain and grace, and drains longer than caches and servers need to forget it', () => {
+  const dns = resolveOptions('dns', optionsOf(one('Deployment', 'dns')), {})
+  const detection = dns.checkInterval * dns.fall + dns.checkTimeout
+  for (const name of ['echo', 'dns'] as const) {
+    const deployment = one('Deployment', name)
+    const { drain, grace } = resolveOptions(name, optionsOf(deployment), {})
+    assert.ok(drain >= dns.ttl * 1000 + detection, name)
+    const most = pod(deployment).terminationGracePeriodSeconds * 1000
+    assert.ok(most >= drain + grace && most >= dns.ttl * 1000 + detection + drain, name)
+  }
+})
+
+test('probes ask routes that the server has, at its admin port', async () => {
+  const source = readFileSync(join(root, 'src/ops/admin.ts'), 'utf8')
+  for (const deployment of deployments())
+    for (const [kind, path] of [
+      ['startupProbe', '/livez'],
+      ['livenessProbe', '/livez'],
+      ['readinessProbe', '/readyz'],
+    ]) {
+      const probe = container(deployment)[kind]
+      assert.deepEqual(probe.httpGet, { path, port: 'admin' })
+      assert.ok(source.includes(`'${path}':`))
+    }
+})
+
+test('the pods keep to Pod Security restricted, which the namespace enforces', () => {
+  assert.equal(manifests[0].metadata.labels['pod-security.kubernetes.io/enforce'], 'restricted')
+  // The Pod Security Standards, "Restricted", control by control.
+  for (const deployment of deployments()) {
+    const spec = pod(deployment)
+    for (const field of ['hostNetwork', 'hostPID', 'hostIPC', 'initContainers', 'volumes'])
+      assert.equal(spec[field], undefined, field)
+    assert.equal(spec.securityContext.runAsNonRoot, true)
+    assert.ok(spec.securityContext.runAsUser > 0)
+    assert.equal(spec.securityContext.seccompProfile.type, 'RuntimeDefault')
+    assert.equal(spec.securityContext.sysctls, undefined)
+    assert.equal(spec.containers.length, 1)
+    const { securityContext, ports } = container(deployment)
+    assert.deepEqual(securityContext, {
+      allowPrivilegeEscalation: false,
+      readOnlyRootFilesystem: true,
+      capabilities: { drop: ['ALL'] },
+    })
+    for (const port of ports) {
+      assert.equal(port.hostPort, undefined)
+      assert.ok(port.containerPort >= 1024)
+    }
+    assert.equal(spec.enableServiceLinks, false)
+    assert.equal(spec.automountServiceAccountToken, deployment.metadata.name === 'dns')
+    const { requests, limits } = container(deployment).resources
+    assert.ok(requests.cpu && requests.memory && limits.memory)
+    assert.deepEqual(
+      container(deployment).env.map((e: Manifest) => e.name),
+      ['POD_NAME', 'POD_IP', 'NODE_NAME'],
+    )
+  }
+})
+
+test('the rights of dns are those that its source uses, in its namespace, and nobody else has any', () => {
+  const [role] = all('Role')
+  assert.deepEqual(role.rules, [
+    { apiGroups: ['discovery.k8s.io'], resources: ['endpointslices'], verbs: ['get', 'list', 'watch'] },
+  ])
+  const [binding] = all('RoleBinding')
+  assert.equal(binding.roleRef.name, role.metadata.name)
+  assert.equal(binding.roleRef.kind, 'Role')
+  assert.deepEqual(binding.subjects, [{ kind: 'ServiceAccount', name: 'dns', namespace: 'roundelay' }])
+  assert.equal(pod(one('Deployment', 'dns')).serviceAccountName, one('ServiceAccount', 'dns').metadata.name)
+  assert.equal(all('ClusterRole').length + all('ClusterRoleBinding').length, 0)
+  const called = readFileSync(join(root, 'src/endpoints/kubernetes.ts'), 'utf8').matchAll(
+    /\/apis?\/[a-z0-9./]+/g,
+  )
+  assert.deepEqual([...new Set([...called].map(([path]) => path))], ['/apis/discovery.k8s.io/v1/namespaces/'])
+})
+
+test('rollouts and disruptions leave enough: no pod goes before its successor is ready', () => {
+  for (const deployment of deployments()) {
+    assert.equal(deployment.spec.strategy.rollingUpdate.maxUnavailable, 0)
+    const budget = one('PodDisruptionBudget', deployment.metadata.name)
+    assert.ok(deployment.spec.replicas > budget.spec.maxUnavailable)
+  }
+  const { minReplicas, maxReplicas } = one('HorizontalPodAutoscaler', 'echo').spec
+  assert.deepEqual([one('Deployment', 'echo').spec.replicas, minReplicas, maxReplicas], [3, 3, 10])
+  assert.equal(one('Service', 'echo').spec.clusterIP, 'None')
+  assert.equal(one('Service', 'dns').spec.sessionAffinity, 'ClientIP')
+})
