@@ -1,8 +1,8 @@
-/** TCP and UDP on the same addresses and ports, all of them or none. */
+/** What servers over TCP and UDP share: one port for both, one way to end. */
 import { createSocket, type Socket, type SocketOptions } from 'node:dgram'
 import { once } from 'node:events'
-import { isIPv6, type Server } from 'node:net'
-import type { SocketAddress } from './parse.ts'
+import type { Server } from 'node:net'
+import { isIpv6, type SocketAddress } from './parse.ts'
 
 export interface Bound<T extends Server, U extends Socket> {
   /** With the port that the system chose. */
@@ -11,12 +11,14 @@ export interface Bound<T extends Server, U extends Socket> {
   readonly udp: U
 }
 
+/** Replies that the kernel does not take yet; beyond this a datagram is dropped, as UDP may. */
+export const MAX_QUEUED_OCTETS = 4 * 1024 * 1024
 const RECEIVE_BUFFER_OCTETS = 4 * 1024 * 1024
 const PORT_ZERO_TRIES = 10
 
 /** What both of our UDP servers want of a socket for this address. */
 export function udpOptions(address: string): SocketOptions {
-  const family = isIPv6(address) ? 6 : 4
+  const family = isIpv6(address) ? 6 : 4
   return {
     type: `udp${family}`,
     ipv6Only: family === 6,
@@ -70,6 +72,18 @@ async function bindBoth<T extends Server, U extends Socket>(
       if (wanted.port !== 0 || !taken || attempt === PORT_ZERO_TRIES) throw error
     }
   }
+}
+
+/** Waits for `done`; calls `cut`, which must bring it about, when `deadline` aborts. */
+export async function untilDeadline(
+  done: Promise<unknown>,
+  deadline: AbortSignal,
+  cut: () => void,
+): Promise<void> {
+  if (deadline.aborted) cut()
+  else deadline.addEventListener('abort', cut, { once: true })
+  await done
+  deadline.removeEventListener('abort', cut)
 }
 
 export const udpSocket = (address: string): Socket => createSocket(udpOptions(address))

@@ -15,7 +15,7 @@ import {
   type VerbName,
   verbs,
 } from './commands/options.ts'
-import { UsageError } from './parse.ts'
+import { formatAddress, UsageError } from './parse.ts'
 
 // As PID 1 of a container a process has no default action for signals: without this they would be ignored.
 const die = (_signal: string, number: number) => process.exit(128 + number)
@@ -23,8 +23,8 @@ process.on('SIGTERM', die).on('SIGINT', die)
 const takeSignals = () => void process.off('SIGTERM', die).off('SIGINT', die)
 
 enableCompileCache()
-// `roundelay send … | head -1`: whoever read us has seen enough.
-process.stdout.on('error', () => process.exit(0))
+// `roundelay send … | head -1`: whoever read us has seen enough. Output that is lost otherwise is a failure.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1))
 const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
 
 /** Reasons why an address cannot be listened on: as a wrong flag, the user's to mend. */
@@ -86,7 +86,6 @@ try {
 } catch (error) {
   const [code, line] = explain(error as NodeJS.ErrnoException)
   if (line) process.stderr.write(`roundelay: ${line}\n`)
-  process.exitCode = code
   if (code !== 0) process.exit(code)
 }
 
@@ -109,7 +108,7 @@ function explainBind({
   address,
   port,
 }: NodeJS.ErrnoException & { address?: string; port?: number }): string {
-  const where = `${address?.includes(':') ? `[${address}]` : address}:${port}`
+  const where = formatAddress({ address: address ?? '', port: port ?? 0 })
   const reason = {
     EADDRINUSE: 'the port is in use',
     EACCES: 'ports below 1024 need a privilege here',

@@ -57,6 +57,9 @@ export function period(text: string): number {
   throw new Expected('a duration above 0 such as 500ms, 7s or 1m')
 }
 
+/** The family of what is known to be an IP address. */
+export const isIpv6 = (address: string): boolean => address.includes(':')
+
 /** IPv6 comes out as RFC 5952 writes it, in hexadecimal throughout, so that equal addresses are equal texts. */
 export function ipAddress(text: string): string {
   const family = isIP(text)
@@ -107,4 +110,4 @@ export function oneOf<const T extends string>(...values: readonly T[]): (text: s
 }
 
 export const formatAddress = ({ address, port }: SocketAddress): string =>
-  address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`
+  isIpv6(address) ? `[${address}]:${port}` : `${address}:${port}`

@@ -16,7 +16,7 @@ const files = globSync('src/**/*.ts', { cwd: root }).map(path => {
 /** Folder or file → the ones it may import, besides its own. */
 const below: Record<string, readonly string[]> = {
   cli: ['commands', 'parse'],
-  commands: ['servers', 'endpoints', 'dns', 'client', 'ops', 'protocols', 'parse'],
+  commands: ['servers', 'endpoints', 'dns', 'client', 'ops', 'protocols', 'bind', 'parse'],
   dns: ['endpoints', 'bind', 'parse'],
   endpoints: ['client', 'parse'],
   servers: ['protocols', 'bind', 'parse'],

@@ -1,8 +1,8 @@
 /** One echo at a time over UDP or TCP, with a timeout: what `send`, `check` and the health checks share. */
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
-import { connect, isIPv6 } from 'node:net'
-import type { SocketAddress } from '../parse.ts'
+import { connect } from 'node:net'
+import { isIpv6, type SocketAddress } from '../parse.ts'
 
 export interface EchoSession {
   /**
@@ -23,7 +23,7 @@ export const openEcho = (
 ): Promise<EchoSession> => (transport === 'udp' ? openUdp(server, signal) : openTcp(server, signal))
 
 async function openUdp({ address, port }: SocketAddress, signal: AbortSignal): Promise<EchoSession> {
-  const socket = createSocket(isIPv6(address) ? 'udp6' : 'udp4')
+  const socket = createSocket(isIpv6(address) ? 'udp6' : 'udp4')
   // An ICMP error may come when nobody waits any more.
   socket.on('error', () => {})
   try {

@@ -1,19 +1,19 @@
 /** `roundelay dns`: the authoritative server with its pools. `up` runs the same farm in its own process. */
 
-import { isIPv6 } from 'node:net'
 import { hostname, networkInterfaces } from 'node:os'
 import { Authority } from '../dns/authority.ts'
 import { policies } from '../dns/rotation.ts'
 import { listenDns } from '../dns/server.ts'
-import { hostName, nameServer } from '../dns/zone.ts'
+import { nameServer } from '../dns/zone.ts'
 import type { Check } from '../endpoints/checks.ts'
 import type { Source } from '../endpoints/endpoint.ts'
 import { type Pool, type PoolEvents, startPool } from '../endpoints/pool.ts'
 import { startAdmin } from '../ops/admin.ts'
 import { createLog, type Logger } from '../ops/log.ts'
-import { Metrics, type Sample } from '../ops/metrics.ts'
-import { domainName, formatAddress, type SocketAddress, UsageError } from '../parse.ts'
-import type { Context, Options, Run } from './options.ts'
+import { Metrics } from '../ops/metrics.ts'
+import { domainName, formatAddress, isIpv6, type SocketAddress, UsageError } from '../parse.ts'
+import { samples, state } from './dns-state.ts'
+import { type Context, type Options, parseNamed, type Run } from './options.ts'
 
 export const run: Run<'dns'> = async (options, _args, context) => {
   const services = (options.service ?? []).map(({ name, source, text }) => ({
@@ -34,7 +34,7 @@ export const run: Run<'dns'> = async (options, _args, context) => {
 /** A name as in a zone file: with a final dot it is whole, `@` is the zone, else it is relative to the zone. */
 function wholeName(name: string, zone: string): string {
   if (name === '@') return zone
-  const whole = domainName(name.endsWith('.') ? name : `${name}.${zone}`)
+  const whole = parseNamed('--service', name.endsWith('.') ? name : `${name}.${zone}`, domainName)
   if (whole !== zone && !whole.endsWith(`.${zone}`))
     throw new UsageError(`Cannot serve --service "${name}": it is not within the zone ${zone}`)
   if (whole === nameServer(zone))
@@ -144,6 +144,9 @@ export async function startDns(
   return { authority, addresses: listener.addresses }
 }
 
+/** `0000-0000-0000-0000-0000-0000-0000-0000.`: no name of an endpoint or SRV record has more. */
+const LONGEST_LABEL_OCTETS = 40
+
 /** Throws a UsageError where options do not go together. */
 export function validate({ policy, check, services }: DnsOptions): void {
   if (policy === 'least-loaded' && !check.some(({ kind }) => kind === 'http'))
@@ -161,9 +164,11 @@ export function validate({ policy, check, services }: DnsOptions): void {
         `Cannot serve --service ${name}: such names below ${above} are its endpoints' and SRV records'`,
       )
   }
-  // The longest name below each service is that of an IPv6 endpoint.
-  const longest = '0000-0000-0000-0000-0000-0000-0000-0000'
-  for (const name of names) domainName(`${longest}.${name}`)
+  for (const name of names)
+    if (name.length + 2 + LONGEST_LABEL_OCTETS > 255)
+      throw new UsageError(
+        `Cannot serve --service ${name}: names of endpoints below it would be over 255 octets`,
+      )
 }
 
 function poolEvents(
@@ -206,61 +211,9 @@ function poolEvents(
 /** What a client could reach this listener at. A wildcard has the machine's own addresses of its family. */
 function concreteAddresses({ address }: SocketAddress): string[] {
   if (address !== '0.0.0.0' && address !== '::') return [address]
-  const family = isIPv6(address) ? 'IPv6' : 'IPv4'
+  const family = isIpv6(address) ? 'IPv6' : 'IPv4'
   return Object.values(networkInterfaces())
     .flatMap(list => list ?? [])
     .filter(entry => entry.family === family && !entry.internal && !entry.address.startsWith('fe80:'))
     .map(entry => entry.address)
-}
-
-function state(authority: Authority, options: DnsOptions, sourceUp: ReadonlyMap<string, boolean>) {
-  const firsts = authority.firsts()
-  return {
-    zone: options.zone,
-    serial: authority.serial,
-    policy: options.policy,
-    ttlSeconds: options.ttl,
-    services: authority.snapshots.map(({ service, ready, failedOpen, endpoints }) => ({
-      service,
-      source: options.services.find(({ name }) => name === service)?.text,
-      sourceUp: sourceUp.get(service),
-      ready,
-      failedOpen,
-      endpoints: endpoints.map(endpoint => ({
-        ...endpoint,
-        hostName: hostName(endpoint.address, service),
-        first: firstCount(firsts, service, endpoint.address),
-      })),
-    })),
-  }
-}
-
-/** Over A and AAAA of the service. */
-export const firstCount = (
-  firsts: ReturnType<Authority['firsts']>,
-  service: string,
-  address: string,
-): number =>
-  firsts
-    .filter(first => first.name === service && first.address === address)
-    .reduce((sum, { count }) => sum + count, 0)
-
-const states = ['checking', 'up', 'down', 'draining'] as const
-
-function samples(authority: Authority, sourceUp: ReadonlyMap<string, boolean>): Sample[] {
-  const list: Sample[] = [['roundelay_dns_zone_serial', {}, authority.serial]]
-  for (const { name, type, address, count } of authority.firsts())
-    list.push(['roundelay_dns_first_total', { name, type, address }, count])
-  for (const { service, ready, failedOpen, endpoints } of authority.snapshots) {
-    list.push(['roundelay_service_ready', { service }, Number(ready)])
-    list.push(['roundelay_service_failed_open', { service }, Number(failedOpen)])
-    list.push(['roundelay_source_up', { service }, Number(sourceUp.get(service) ?? true)])
-    for (const state of states) {
-      const count = endpoints.filter(endpoint => endpoint.state === state).length
-      list.push(['roundelay_service_endpoints', { service, state }, count])
-    }
-    for (const { address, answered } of endpoints)
-      list.push(['roundelay_endpoint_answered', { service, address }, Number(answered)])
-  }
-  return list
 }

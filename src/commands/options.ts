@@ -56,7 +56,8 @@ function parseService(text: string): ServiceOption {
   const name = text.slice(0, at)
   if (at < 1) throw new Expected('NAME=SOURCE')
   if (name !== '@') domainName(name)
-  return { name: name.toLowerCase(), source: parseSource(text.slice(at + 1)), text }
+  const source = text.slice(at + 1)
+  return { name: name.toLowerCase(), source: parseSource(source), text: source }
 }
 
 function serverId(text: string): string {
@@ -64,8 +65,8 @@ function serverId(text: string): string {
   throw new Expected('1 to 255 printable ASCII characters')
 }
 
-const on = oneOf('true', 'false')
-const toggle = (text: string) => on(text) === 'true'
+const onOff = oneOf('true', 'false', '1', '0')
+const toggle = (text: string) => ['true', '1'].includes(onOff(text))
 
 export const flags = {
   replicas: {
@@ -125,7 +126,7 @@ export const flags = {
   maxConnections: {
     value: 'N',
     parse: integer(1, 1_000_000),
-    help: 'TCP connections served at a time; more of them wait',
+    help: 'TCP connections served at a time; up to 511 more wait',
   },
   idleTimeout: {
     value: 'TIME',
@@ -255,8 +256,8 @@ type Value<F extends FlagName> = (typeof flags)[F] extends { repeat: true }
 export type Options<V extends VerbName> = {
   readonly [F in keyof FlagsOf<V> & FlagName]: Value<F> | (FlagsOf<V>[F] extends null ? undefined : never)
 } & {
-  /** Names of the options that the user set, by flag or environment. */
-  readonly given: ReadonlySet<FlagName>
+  /** The options that the user set, and where. */
+  readonly given: ReadonlyMap<FlagName, 'flag' | 'environment'>
 }
 
 export const flagText = (name: FlagName): string => `--${name.replace(/[A-Z]/g, c => `-${c.toLowerCase()}`)}`
@@ -276,12 +277,13 @@ export function resolveOptions<V extends VerbName>(
   env: NodeJS.ProcessEnv,
 ): Options<V> {
   const options: Record<string, unknown> = {}
-  const set = new Set<FlagName>()
+  const set = new Map<FlagName, 'flag' | 'environment'>()
   for (const [key, fallback] of Object.entries<string | null>(verbs[verb].flags)) {
     const name = key as FlagName
     const flag: Flag = flags[name]
     const fromEnv = env[envText(name)]?.trim() || undefined
-    if (given[name] !== undefined || fromEnv !== undefined) set.add(name)
+    if (given[name] !== undefined) set.set(name, 'flag')
+    else if (fromEnv !== undefined) set.set(name, 'environment')
     const [origin, raw] =
       given[name] !== undefined ? [flagText(name), given[name]] : [envText(name), fromEnv ?? fallback]
     if (raw === null || raw === undefined) continue

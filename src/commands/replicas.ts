@@ -1,9 +1,10 @@
 /** The replicas that `up` starts: each a process of its own, tied to this one, none of them started again. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
+import { existsSync, realpathSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join, relative } from 'node:path'
+import { dirname, join, relative } from 'node:path'
+import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { httpGet } from '../client/http.ts'
@@ -35,13 +36,15 @@ export function startReplica(
   // The pipe is never written: its end, which the kernel brings about even after SIGKILL, ends the replica.
   const child = spawn(process.execPath, [cli, ...args], {
     stdio: ['pipe', onLine ? 'pipe' : 'inherit', 'inherit'],
-    // Node's own default place, but in force before the first file is loaded: a third less memory a replica.
-    env: { NODE_COMPILE_CACHE: join(tmpdir(), 'node-compile-cache'), ...process.env },
+    env: {
+      // Node's own default place, but in force before the first file is loaded: a third less memory a replica.
+      NODE_COMPILE_CACHE: join(tmpdir(), 'node-compile-cache'),
+      // Only `up` heeds the twins of its flags; a replica has what it is given.
+      ...Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('ROUNDELAY_'))),
+    },
   })
   const replica: Replica = { ...place, process: child, ended: undefined }
-  child.stdout?.setEncoding('utf8').on('data', (text: string) => {
-    for (const line of text.split('\n').filter(Boolean)) onLine?.(line)
-  })
+  if (child.stdout && onLine) createInterface(child.stdout).on('line', onLine)
   child.stdin?.on('error', () => {})
   child.once('exit', (code, signal) => {
     replica.ended = signal ?? `exit code ${code}`
@@ -80,10 +83,13 @@ const echoArgs = ({ listen, admin }: Place): string[] => [
   formatAddress(admin),
 ]
 
-/** `node src/cli.ts` as a person in this directory would have to type it to get this Node. */
+/** `node src/cli.ts` as a person in this directory would have to type it to get this very Node. */
 export function selfCommand(): string {
-  const local = 'node_modules/.bin/node'
-  return `${existsSync(local) ? local : 'node'} ${relative('', cli)}`
+  // What npm puts there is a link: shorter to read and to type than where it leads to.
+  const link = join(dirname(cli), '../node_modules/.bin/node')
+  const node =
+    existsSync(link) && realpathSync(link) === realpathSync(process.execPath) ? link : process.execPath
+  return [node, cli].map(path => relative('', path)).join(' ')
 }
 
 export const startCommand = (place: Place): string => `${selfCommand()} ${echoArgs(place).join(' ')}`

@@ -7,8 +7,7 @@ import type { Options, Run } from './options.ts'
 
 export const run: Run<'send'> = async (options, args, { exit }) => {
   const [host, ...messages] = args
-  if (options.udp && options.tcp) throw new UsageError('Cannot send over both: give --udp or --tcp')
-  const transport: Transport = options.tcp ? 'tcp' : 'udp'
+  const transport = chooseTransport(options)
   const server = { address: await resolve(host, options), port: options.port }
   let session: EchoSession | undefined
   let failed = false
@@ -36,6 +35,14 @@ export const run: Run<'send'> = async (options, args, { exit }) => {
   }
   session?.close()
   if (failed) exit(1)
+}
+
+function chooseTransport({ udp, tcp, given }: Options<'send'>): Transport {
+  if (!udp || !tcp) return tcp ? 'tcp' : 'udp'
+  // A flag goes before the environment, also before that of its opposite.
+  if (given.get('udp') === given.get('tcp'))
+    throw new UsageError('Cannot send over both: give --udp or --tcp')
+  return given.get('tcp') === 'flag' ? 'tcp' : 'udp'
 }
 
 const complain = (text: string) => void process.stderr.write(`roundelay: ${text}\n`)

@@ -50,14 +50,24 @@ export class Screen {
     })
   }
 
+  /** Some terminals say 0 for "unknown". */
   get rows(): number {
-    return this.#out.rows
+    return this.#out.rows || 24
   }
 
-  /** Replaces the block. */
+  get #columns(): number {
+    return this.#out.columns || 80
+  }
+
+  /** Replaces the block. What does not fit on the terminal is left out: above its top nothing can be painted over. */
   show(lines: readonly string[]): void {
     const clear = this.#clear()
-    this.#block = `${lines.join('\n')}\n`
+    this.#block = ''
+    let room = this.rows - 1
+    for (const line of lines) {
+      room -= this.#height(line)
+      if (room >= 0) this.#block += `${line}\n`
+    }
     this.#out.write(clear + this.#block)
   }
 
@@ -66,12 +76,14 @@ export class Screen {
     this.#out.write(this.#clear() + (text.endsWith('\n') ? text : `${text}\n`) + this.#block)
   }
 
+  /** Lines of the terminal that a line of text takes. */
+  #height(line: string): number {
+    return Math.max(1, Math.ceil(stripVTControlCharacters(line).length / this.#columns))
+  }
+
   #clear(): string {
-    const lines = stripVTControlCharacters(this.#block).split('\n').slice(0, -1)
-    const height = lines.reduce(
-      (sum, line) => sum + Math.max(1, Math.ceil(line.length / this.#out.columns)),
-      0,
-    )
+    const lines = this.#block.split('\n').slice(0, -1)
+    const height = lines.reduce((sum, line) => sum + this.#height(line), 0)
     return height > 0 ? `\x1b[${height}A\x1b[J` : ''
   }
 }

@@ -1,15 +1,16 @@
 /** `roundelay up`: the whole farm on loopback, with DNS and checks in this process. */
-import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { createServer } from 'node:net'
+import { bindAll, udpSocket } from '../bind.ts'
 import { httpGet } from '../client/http.ts'
 import type { Authority } from '../dns/authority.ts'
 import type { Check } from '../endpoints/checks.ts'
 import { endpoint } from '../endpoints/endpoint.ts'
 import { staticSource } from '../endpoints/source.ts'
 import { createLog, textFormat } from '../ops/log.ts'
-import { formatAddress, type SocketAddress } from '../parse.ts'
-import { type DnsOptions, firstCount, startDns, validate } from './dns.ts'
+import { formatAddress, type SocketAddress, UsageError } from '../parse.ts'
+import { type DnsOptions, startDns, validate } from './dns.ts'
+import { firstCount } from './dns-state.ts'
 import type { Options, Run } from './options.ts'
 import {
   type Place,
@@ -56,6 +57,10 @@ export const run: Run<'up'> = async (options, _args, context) => {
     },
   }
   validate(dnsOptions)
+  if (options.port === options.adminPort)
+    throw new UsageError(
+      `Cannot use ${options.port} as --port and as --admin-port: both are TCP on each replica`,
+    )
   await reserve(
     [...options.listen, ...places.map(({ listen }) => listen)],
     [options.admin, ...places.map(({ admin }) => admin)],
@@ -76,23 +81,22 @@ export const run: Run<'up'> = async (options, _args, context) => {
 
   const { authority, addresses } = await startDns(dnsOptions, log, context)
   if (!screen) {
-    const { rotation, echo, failure } = tryCommands(addresses[0], service, options, replicas)
-    log.info({ rotation, echo, failure }, `farm of ${replicas.length} replicas started`)
+    log.info(
+      tryCommands(addresses[0], service, options, replicas),
+      `farm of ${replicas.length} replicas started`,
+    )
     return
   }
   const counts = new Map<string, Counts>()
   const paint = () => {
     const tries = Object.entries(tryCommands(addresses[0], service, options, replicas))
     const commands = tries.map(([what, command]) => `${`${what}:`.padEnd(10)} ${command}`)
+    const table = rows(authority, replicas, counts)
     const again = replicas
-      .filter(({ ended }) => ended)
-      .map(
-        replica =>
-          `${replica.listen.address} ended (${replica.ended}); start it again: ${startCommand(replica)}`,
-      )
-    const room = Math.max(1, screen.rows - commands.length - 8)
-    const table = tableLines(rows(authority, replicas, counts), room)
-    screen.show(['', ...commands, '', ...table, '', ...again.slice(0, 3)])
+      .filter(({ ended }, i) => ended && table[i].state !== 'up')
+      .map(replica => `start ${replica.listen.address} again: ${startCommand(replica)}`)
+    const room = Math.max(1, screen.rows - commands.length - 2 * again.length - 8)
+    screen.show(['', ...commands, '', ...tableLines(table, room), '', ...again.slice(0, 3)])
   }
   paint()
   refreshing = setInterval(() => {
@@ -107,21 +111,16 @@ export const run: Run<'up'> = async (options, _args, context) => {
 
 /** Rejects when one of the addresses cannot be had, before anything is started. */
 async function reserve(udpAndTcp: readonly SocketAddress[], tcp: readonly SocketAddress[]): Promise<void> {
-  const taken: { close(done: () => void): unknown }[] = []
+  const held: { close(): unknown }[] = []
   try {
-    for (const { address, port } of [...udpAndTcp, ...tcp]) {
+    for (const { tcp, udp } of await bindAll(udpAndTcp, createServer, udpSocket)) held.push(tcp, udp)
+    for (const { address, port } of tcp) {
       const server = createServer().listen({ host: address, port })
-      taken.push(server)
+      held.push(server)
       await once(server, 'listening')
     }
-    for (const { address, port } of udpAndTcp) {
-      const socket = createSocket(address.includes(':') ? 'udp6' : 'udp4')
-      taken.push(socket)
-      socket.bind({ address, port, exclusive: true })
-      await once(socket, 'listening')
-    }
   } finally {
-    await Promise.all(taken.map(server => new Promise<void>(resolve => server.close(resolve))))
+    for (const socket of held) socket.close()
   }
 }
 
@@ -137,11 +136,11 @@ function tryCommands(
   options: Options<'up'>,
   replicas: readonly Replica[],
 ) {
-  const { process } = replicas.find(({ ended }) => !ended) ?? replicas[0]
+  const victim = replicas.find(({ ended }) => !ended)
   return {
     rotation: `dig @${dns.address} -p ${dns.port} ${service} +short`,
     echo: `${selfCommand()} send --tcp -v --dns ${formatAddress(dns)} --port ${options.port} ${service} hello`,
-    failure: `kill -9 ${process.pid}`,
+    ...(victim && { failure: `kill -9 ${victim.process.pid}` }),
   }
 }
 

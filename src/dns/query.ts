@@ -1,9 +1,11 @@
 /** A DNS query as far as an authoritative server must read it: pure, over the message's own octets. */
 import { keyOfWire, type NameKey, skipName } from './name.ts'
 
-const HEADER_OCTETS = 12
-const OPT = 41
-const NSID = 3
+export const HEADER_OCTETS = 12
+/** Type of the OPT pseudo-record (RFC 6891). */
+export const OPT = 41
+/** Option code (RFC 5001). */
+export const NSID = 3
 
 export interface Question {
   readonly key: NameKey

@@ -4,7 +4,7 @@
  */
 import { Packet, type Resource, type Writer } from 'dns2'
 import { keyOf, type NameKey, wireLength } from './name.ts'
-import { parseQuery, type Query, type Question } from './query.ts'
+import { HEADER_OCTETS, NSID, OPT, parseQuery, type Query, type Question } from './query.ts'
 import { pick } from './rotation.ts'
 import type { Node, Record, RRset, Zone } from './zone.ts'
 
@@ -46,14 +46,12 @@ export interface Reply {
 const EDNS_UDP_OCTETS = 1232
 /** RFC 1035 4.2.1, without EDNS. */
 const PLAIN_UDP_OCTETS = 512
-const HEADER_OCTETS = 12
 const OPT_OCTETS = 11
 const TCP_OCTETS = 65535
 
 const QUERY = 0
 const IXFR = 251
 const FLAG = { qr: 0x8000, opcode: 0x7800, aa: 0x0400, tc: 0x0200, rd: 0x0100, cd: 0x0010 }
-const NSID = 3
 const HINFO = 13
 
 /** What a question comes to, before it is encoded. */
@@ -235,7 +233,7 @@ function suffixOffsets(known: string | undefined, questionEnd: number): Map<stri
 /** RFC 6891 6.1.3. By hand, since dns2 knows no NSID and would leave it out. */
 function writeOpt(writer: Writer, rcode: number, dnssecOk: boolean, nsid: Buffer | undefined): void {
   writer.write(0, 8)
-  writer.write(TYPE.EDNS, 16)
+  writer.write(OPT, 16)
   writer.write(EDNS_UDP_OCTETS, 16)
   writer.write(rcode >> 4, 8)
   writer.write(0, 8)

@@ -6,8 +6,9 @@ import type { RemoteInfo } from 'node:dgram'
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import { TCPServer, UDPServer } from 'dns2'
-import { bindAll, udpOptions } from '../bind.ts'
+import { bindAll, MAX_QUEUED_OCTETS, udpOptions, untilDeadline } from '../bind.ts'
 import type { SocketAddress } from '../parse.ts'
+import { HEADER_OCTETS } from './query.ts'
 import type { Reply } from './respond.ts'
 
 export type DnsTransport = 'udp' | 'tcp'
@@ -32,9 +33,8 @@ const TCP_MAX_CONNECTIONS = 1024
 /** Queries of one connection answered before others have their turn. */
 const TCP_QUERIES_A_TURN = 64
 const TCP_MAX_CHUNKS = 256
-/** Answers that the kernel does not take yet; beyond this a query is dropped, and will be asked again. */
-const UDP_MAX_QUEUED_OCTETS = 4 * 1024 * 1024
-const HEADER_OCTETS = 12
+/** Stands for one that cannot be answered: it is counted as dropped. */
+const NO_MESSAGE = Buffer.alloc(0)
 
 /** Resolves when every address listens, over UDP and TCP; rejects with Node's error if one cannot. */
 export async function listenDns(answer: Answerer, options: DnsListenOptions): Promise<DnsListener> {
@@ -69,8 +69,8 @@ class Udp extends UDPServer {
 
   override handle(query: Buffer, { address, port }: RemoteInfo): void {
     // To port 0 nothing can be sent: `send` would throw.
-    if (port === 0 || this.getSendQueueSize() > UDP_MAX_QUEUED_OCTETS) return
-    const reply = this.#answer(query, 'udp')
+    const deaf = port === 0 || this.getSendQueueSize() > MAX_QUEUED_OCTETS
+    const reply = this.#answer(deaf ? NO_MESSAGE : query, 'udp')
     if (reply) this.send(reply.octets, port, address, () => {})
   }
 }
@@ -101,10 +101,7 @@ class Tcp extends TCPServer {
     const cut = () => {
       for (const conversation of this.#conversations) conversation.client.destroy()
     }
-    if (deadline.aborted) cut()
-    else deadline.addEventListener('abort', cut, { once: true })
-    await closed
-    deadline.removeEventListener('abort', cut)
+    await untilDeadline(closed, deadline, cut)
   }
 }
 
@@ -155,9 +152,9 @@ class Conversation {
       if (client.writableNeedDrain) return void client.pause()
       const query = this.#take()
       if (!query) return void (this.#ended ? client.end() : client.resume())
+      const reply = this.#answer(query, 'tcp')
       if (query.length < HEADER_OCTETS) return void client.destroy()
       this.#patience.refresh()
-      const reply = this.#answer(query, 'tcp')
       if (reply) client.write(frame(reply.octets))
     }
     client.pause()

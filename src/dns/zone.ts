@@ -1,6 +1,8 @@
 /** The zone as a table from names to RRsets, made anew from each Snapshot: pure. */
+
 import { Packet, type Resource } from 'dns2'
 import type { EndpointStatus, Snapshot } from '../endpoints/pool.ts'
+import { isIpv6 } from '../parse.ts'
 import { keyOf, type NameKey } from './name.ts'
 import type { Plan, Policy } from './rotation.ts'
 
@@ -77,7 +79,7 @@ export function compileZone(options: ZoneOptions, snapshots: readonly Snapshot[]
     minimum: ttl,
   }
   const addressRecord = (name: string, address: string): Record => ({
-    ...base(name, isIPv6(address) ? TYPE.AAAA : TYPE.A),
+    ...base(name, isIpv6(address) ? TYPE.AAAA : TYPE.A),
     address,
   })
 
@@ -130,8 +132,6 @@ export function compileZone(options: ZoneOptions, snapshots: readonly Snapshot[]
   return { apex, apexKey: keyOf(apex), soa, nodes, pending }
 }
 
-const isIPv6 = (address: string): boolean => address.includes(':')
-
 type RecordOf = (member: EndpointStatus) => [main: Record, ...additional: Record[]]
 
 function addRecord(node: Node, record: Record): void {
@@ -141,7 +141,7 @@ function addRecord(node: Node, record: Record): void {
 
 /** `10.0.0.1` → `10-0-0-1.SERVICE`; IPv6 in full, since a label must not start with "-". */
 export function hostName(address: string, service: string): string {
-  const label = isIPv6(address)
+  const label = isIpv6(address)
     ? Packet.fromIPv6(address).map(group => Number.parseInt(group, 16).toString(16))
     : address.split('.')
   return `${label.join('-')}.${service}`

@@ -1,5 +1,5 @@
 /** What a source tells of the replicas of a service. */
-import { ipAddress } from '../parse.ts'
+import { ipAddress, isIpv6 } from '../parse.ts'
 
 /** What a source knows of a replica; the words are those of a Kubernetes EndpointSlice. */
 export interface Endpoint {
@@ -35,4 +35,4 @@ const { compare } = new Intl.Collator('en', { numeric: true })
 
 /** An order that does not hang on the order in which they were found: IPv4 before IPv6, then by number. */
 export const byAddress = (a: Endpoint, b: Endpoint): number =>
-  Number(a.address.includes(':')) - Number(b.address.includes(':')) || compare(a.address, b.address)
+  Number(isIpv6(a.address)) - Number(isIpv6(b.address)) || compare(a.address, b.address)

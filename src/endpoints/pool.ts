@@ -1,6 +1,7 @@
 /** The endpoints of one service: what the source says and what the checks find, as one frozen Snapshot. */
-import { isIPv6 } from 'node:net'
+
 import { setTimeout as sleep } from 'node:timers/promises'
+import { isIpv6 } from '../parse.ts'
 import { type CheckOptions, checkForever } from './checks.ts'
 import type { Endpoint, Source } from './endpoint.ts'
 import { ALWAYS_UP, type Health, nextHealth, type State, UNCHECKED } from './health.ts'
@@ -197,7 +198,7 @@ function choose(
 
 const status = ({ endpoint, health }: Member, answered: boolean): EndpointStatus => ({
   address: endpoint.address,
-  family: isIPv6(endpoint.address) ? 6 : 4,
+  family: isIpv6(endpoint.address) ? 6 : 4,
   weight: endpoint.weight,
   state: health.state,
   terminating: endpoint.terminating,

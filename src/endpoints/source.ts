@@ -7,6 +7,8 @@ import { byAddress, type Endpoint, endpoint, type Source } from './endpoint.ts'
 
 const MAX_WEIGHT = 100
 const DEFAULT_POLL = '1s'
+/** RFC 1123 label, as Kubernetes has it. */
+const KUBERNETES_NAME = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/
 
 /** `static:ADDR[*WEIGHT],…`, `dns:NAME[@SERVER][/INTERVAL]` or `kubernetes:[NAMESPACE/]SERVICE`. */
 export function parseSource(text: string): Source {
@@ -43,8 +45,9 @@ function parseDns(text: string): Source {
 }
 
 function parseKubernetes(text: string): Source {
-  const [, namespace, service] = /^(?:([a-z0-9-]{1,63})\/)?([a-z0-9-]{1,63})$/.exec(text) ?? []
-  if (!service) throw new Expected(`kubernetes:[NAMESPACE/]SERVICE with names of Kubernetes, not "${text}"`)
+  const [, namespace, service] = /^(?:([^/]*)\/)?([^/]*)$/.exec(text) ?? []
+  if (![namespace ?? 'default', service].every(name => name && KUBERNETES_NAME.test(name)))
+    throw new Expected(`kubernetes:[NAMESPACE/]SERVICE with names of Kubernetes, not "${text}"`)
   return async (sink, signal) => {
     // Loaded where it is used: every other process does without it.
     const { kubernetesSource } = await import('./kubernetes.ts')

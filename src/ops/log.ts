@@ -22,7 +22,13 @@ export async function createLog(
     timestamp: () => `,"time":"${new Date().toISOString()}"`,
     formatters: { level: (label: string) => ({ level: label }) },
   }
-  if (!process.stdout.isTTY) return pino(options)
+  if (!process.stdout.isTTY) {
+    // Written at once: what is said last before an exit must not be lost, nor overtake what was said before.
+    const stdout = pino.destination({ dest: 1, sync: true })
+    // A full disk or a reader that left costs the lines, not the service.
+    stdout.on('error', () => {})
+    return pino(options, stdout)
+  }
   const format = await textFormat()
   return pino(options, { write: line => write(format(line)) })
 }

@@ -5,7 +5,7 @@
 import type { RemoteInfo, Socket as UdpSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { createServer, type Server, type Socket } from 'node:net'
-import { bindAll, udpSocket } from '../bind.ts'
+import { bindAll, MAX_QUEUED_OCTETS, udpSocket, untilDeadline } from '../bind.ts'
 import type { SocketAddress } from '../parse.ts'
 import { NO_REPLY, type Protocol, SMALL_SERVICE_PORTS } from '../protocols.ts'
 
@@ -46,8 +46,6 @@ export interface EventLoopOptions {
 const KEEP_ALIVE_MS = 60_000
 /** As many as the kernel would hold for us: Node's default backlog. */
 const MAX_WAITING = 511
-/** Replies that the kernel does not take yet; beyond this a datagram is dropped, as UDP may. */
-const MAX_QUEUED_REPLY_OCTETS = 4 * 1024 * 1024
 
 /** Resolves when every address listens; rejects with Node's error (`code`, `address`, `port`) if one cannot. */
 export async function eventLoop(protocol: Protocol, options: EventLoopOptions): Promise<EchoService> {
@@ -113,7 +111,6 @@ class StreamSide {
    * (`pauseOnConnect`), which to its client is the same as waiting in the kernel's queue.
    */
   accept(socket: Socket): void {
-    socket.setTimeout(this.#options.idleMs, () => socket.destroy())
     // A reset by the peer ends this connection and nothing else.
     socket.on('error', () => socket.destroy())
     socket.once('close', () => this.#ended(socket))
@@ -130,6 +127,7 @@ class StreamSide {
 
   #serve(socket: Socket): void {
     this.#active.add(socket)
+    socket.setTimeout(this.#options.idleMs, () => socket.destroy())
     this.#counters.connections++
     this.#count()
     this.#protocol.stream(socket, socket)
@@ -156,6 +154,7 @@ class StreamSide {
 
   async close(deadline: AbortSignal): Promise<void> {
     for (const socket of this.#waiting) socket.destroy()
+    this.#waiting.clear()
     if (this.#active.size === 0) return
     const cut = () => {
       for (const socket of this.#active) socket.destroy()
@@ -163,10 +162,7 @@ class StreamSide {
     const idle = new Promise<void>(resolve => {
       this.#idle = resolve
     })
-    if (deadline.aborted) cut()
-    else deadline.addEventListener('abort', cut, { once: true })
-    await idle
-    deadline.removeEventListener('abort', cut)
+    await untilDeadline(idle, deadline, cut)
   }
 }
 
@@ -188,7 +184,7 @@ function serveDatagrams(
     }
     const length = protocol.datagram(buffer, buffer.length)
     if (length === NO_REPLY) return
-    if (socket.getSendQueueSize() > MAX_QUEUED_REPLY_OCTETS) {
+    if (socket.getSendQueueSize() > MAX_QUEUED_OCTETS) {
       counters.datagramsOverloadDropped++
       return
     }

@@ -190,7 +190,16 @@ test(
 test('both --udp and --tcp are too many: one line, exit code 2', options, async () => {
   const expected = { code: 2, stdout: '', stderr: 'roundelay: Cannot send over both: give --udp or --tcp\n' }
   assert.deepEqual(await run(['send', '--udp', '--tcp', '127.0.0.1', 'hello']), expected)
-  assert.deepEqual(await run(['send', '--tcp', '127.0.0.1', 'hello'], { ROUNDELAY_UDP: 'true' }), expected)
+  const env = { ROUNDELAY_UDP: 'true', ROUNDELAY_TCP: '1' }
+  assert.deepEqual(await run(['send', '127.0.0.1', 'hello'], env), expected)
+})
+
+test('a flag goes before the environment, also before the variable of its opposite', options, async () => {
+  const bad = ['--port', '1', '--timeout', '100ms', '127.0.0.1', 'hello']
+  const tcp = await run(['send', '--tcp', ...bad], { ROUNDELAY_UDP: 'true' })
+  assert.match(tcp.stderr, /127\.0\.0\.1:1 tcp/)
+  const udp = await run(['send', '--udp', ...bad], { ROUNDELAY_TCP: 'true' })
+  assert.match(udp.stderr, /127\.0\.0\.1:1 udp/)
 })
 
 test('--dns asks our own server: A first, AAAA where there is no A, and nothing else', options, async t => {

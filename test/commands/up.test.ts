@@ -133,6 +133,44 @@ test('options that do not go together end up before anything is started', async 
   assert.equal(code, 2)
 })
 
+test('up listens on both wildcards of one port, as dns does', async t => {
+  const { args, dns, admin } = await farmArgs(1)
+  const others = args.filter((arg, i) => arg !== '--listen' && args[i - 1] !== '--listen')
+  const farm = start(t, [...others, '--listen', `0.0.0.0:${dns}`, '--listen', `[::]:${dns}`])
+  await farm.line('service ready')
+  assert.equal((await fetch(`http://127.0.0.1:${admin}/readyz`)).status, 200)
+})
+
+test('one port for two uses, and a name too long, are told before anything is started', async () => {
+  const twice = await run(['up', '--port', '9999', '--admin-port', '9999'])
+  assert.match(twice.stderr, /^roundelay: Cannot use 9999 as --port and as --admin-port: .*\n$/)
+  const long = Array(4).fill('a'.repeat(55)).join('.')
+  const named = await run(['up', '--zone', long])
+  assert.match(
+    named.stderr,
+    /^roundelay: Cannot serve --service echo\.a{55}.*: names of endpoints below it .*\n$/,
+  )
+  const zone = 'b'.repeat(60)
+  const service = await run([
+    'dns',
+    '--zone',
+    `${zone}.${long}`.slice(0, 240),
+    '--service',
+    `${zone}=static:127.0.0.1`,
+  ])
+  assert.match(
+    service.stderr,
+    /^roundelay: Cannot parse --service "b{60}\.b{60}.*": expected a domain name .*\n$/,
+  )
+  assert.deepEqual([twice.code, named.code, service.code], [2, 2, 2])
+})
+
+test('a replica does not take its flags from the environment of up', async t => {
+  const { args } = await farmArgs(1)
+  const farm = start(t, args, { ROUNDELAY_DRAIN: 'abc', ROUNDELAY_IDLE_TIMEOUT: 'abc' })
+  await farm.line('service ready')
+})
+
 test('200 replicas are the most', async () => {
   const { code, stderr } = await run(['up', '--replicas', '201'])
   assert.equal(stderr, 'roundelay: Cannot parse --replicas "201": expected an integer from 1 to 200\n')

@@ -1,0 +1,49 @@
+import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, openSync } from 'node:fs'
+import { test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { cli, start } from '../process.ts'
+
+const full = { skip: existsSync('/dev/full') ? false : 'needs /dev/full' }
+
+test('a log that cannot be written costs its lines, not the service', full, async t => {
+  const ports = [10_000 + Math.floor(Math.random() * 10_000), 20_000 + Math.floor(Math.random() * 10_000)]
+  const [port, admin] = ports.map(number => `127.0.0.7:${number}`)
+  const args = [cli, 'echo', '--listen', port, '--admin', admin, '--drain', '0', '--grace', '0']
+  const replica = spawn(process.execPath, args, { stdio: ['ignore', openSync('/dev/full', 'w'), 'inherit'] })
+  t.after(() => replica.kill('SIGKILL'))
+  const ended = once(replica, 'exit')
+  const ready = () =>
+    fetch(`http://${admin}/readyz`).then(
+      response => response.ok,
+      () => false,
+    )
+  while (replica.exitCode === null && !(await ready())) await sleep(20)
+  assert.ok(await ready())
+  replica.kill('SIGTERM')
+  assert.deepEqual(await ended, [0, null])
+})
+
+test('the lines of a process stand in the order in which it said them, to the last', async t => {
+  for (let i = 0; i < 5; i++) {
+    const args = [
+      'echo',
+      '--listen',
+      '127.0.0.1:0',
+      '--admin',
+      '127.0.0.1:0',
+      '--drain',
+      '0',
+      '--grace',
+      '1s',
+    ]
+    const replica = start(t, args)
+    await replica.line('echo replica ready')
+    replica.process.kill('SIGTERM')
+    await replica.ended
+    const said = replica.lines.map(({ msg }) => msg.split(':')[0])
+    assert.deepEqual(said, ['echo replica ready', 'draining', 'closing', 'ended'])
+  }
+})
