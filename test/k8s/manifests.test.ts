@@ -210,7 +210,7 @@ test('the arguments are ones that the program takes, and it listens where the po
     { kind: 'udp', port: 7007 },
     { kind: 'http', port: 8080, path: '/readyz' },
   ])
-  assert.equal(dns.service?.[0].text, 'echo=kubernetes:echo')
+  assert.deepEqual([dns.service?.[0].name, dns.service?.[0].text], ['echo', 'kubernetes:echo'])
   for (const deployment of deployments()) {
     const { annotations } = deployment.spec.template.metadata
     assert.equal(annotations['prometheus.io/port'], String(portOf(deployment.metadata.name, 'admin')))
