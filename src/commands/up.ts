@@ -17,9 +17,8 @@ import {
   type Replica,
   selfCommand,
   startCommand,
-  startReplica,
+  startReplicas,
   stopReplica,
-  waitUntilReady,
 } from './replicas.ts'
 import { Screen, tableLines } from './up-screen.ts'
 
@@ -70,8 +69,8 @@ export const run: Run<'up'> = async (options, _args, context) => {
   const onLine = format && ((line: string) => screen.print(format(line)))
   // On a terminal the table tells of the replicas what their log would.
   const replicaLevel = screen && !options.given.has('logLevel') ? 'warn' : options.logLevel
-  replicas = places.map(place => startReplica(place, replicaLevel, onLine))
-  await Promise.all(replicas.map(waitUntilReady))
+  log.info(`starting ${places.length} replicas`)
+  replicas = await startReplicas(places, replicaLevel, onLine)
   for (const replica of replicas)
     replica.process.once('exit', () => {
       const { address } = replica.listen
