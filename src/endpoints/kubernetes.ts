@@ -54,7 +54,7 @@ export interface KubernetesTimes {
 }
 
 const TIMES: KubernetesTimes = {
-  watchSeconds: 60,
+  watchSeconds: 30,
   silentMs: 10_000,
   backoffMs: 500,
   maxBackoffMs: 30_000,

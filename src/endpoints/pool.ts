@@ -183,7 +183,8 @@ function choose(
   const checked = ({ health }: Member) => health.state !== 'checking'
   const tiers: ((member: Member) => boolean)[] = [
     m => up(m) && m.endpoint.ready && !m.endpoint.terminating,
-    m => (up(m) || draining(m)) && m.endpoint.serving && m.endpoint.terminating,
+    // One that drains says itself that it serves; the platform's `serving` follows `/readyz`, and is false by then.
+    m => m.endpoint.terminating && (draining(m) || (up(m) && m.endpoint.serving)),
   ]
   if (fail === 'open') {
     const left = (m: Member) => checked(m) && !draining(m)

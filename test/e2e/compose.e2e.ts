@@ -222,6 +222,12 @@ describe('docker compose', needsEngine, () => {
     assert.deepEqual(Object.values(countFirsts(firsts)), Array(7).fill(10))
     assert.deepEqual(complaints(await logs()), [])
 
+    // A client brings nothing back to its declared shape: neither the scale nor what was killed.
+    await docker('kill', ids[0])
+    await answered(all => all.length === 6, 'six answered')
+    await compose('run', '--rm', 'client', 'send', 'echo.roundelay.test', 'hello')
+    assert.equal((await answer()).length, 6)
+
     const downFrom = performance.now()
     const fewer = compose('up', '--detach', '--scale=echo=3')
     await answered(all => all.length === 3, 'three answered')

@@ -94,9 +94,12 @@ test('kubectl apply -f k8s finds nothing but manifests, the namespace first', ()
 })
 
 test('everything has the recommended labels, with the version of package.json', () => {
-  for (const { kind, metadata } of manifests.slice(1))
+  for (const { kind, metadata } of manifests) {
+    const recommended = Object.entries(metadata.labels).filter(([key]) =>
+      key.startsWith('app.kubernetes.io/'),
+    )
     assert.deepEqual(
-      metadata.labels,
+      Object.fromEntries(recommended),
       {
         'app.kubernetes.io/name': metadata.name,
         'app.kubernetes.io/instance': 'roundelay',
@@ -105,6 +108,7 @@ test('everything has the recommended labels, with the version of package.json', 
       },
       `${kind} ${metadata.name}`,
     )
+  }
   for (const deployment of deployments()) assert.equal(container(deployment).image, `roundelay:${version}`)
   for (const file of ['Dockerfile', 'docker-compose.yml'])
     for (const [, found] of readFileSync(join(root, file), 'utf8').matchAll(
@@ -156,6 +160,19 @@ test('selectors match the labels of the pods that they mean, and of no others', 
       d => d.apiVersion === scaleTargetRef.apiVersion && d.metadata.name === scaleTargetRef.name,
     ),
   )
+})
+
+test('dns may reach the API server wherever it listens, and nothing else but the replicas', () => {
+  const [api, checks, ...others] = one('NetworkPolicy', 'dns').spec.egress
+  assert.deepEqual(others, [])
+  assert.ok(checks.to)
+  // Without `to` the rule is for every destination.
+  assert.deepEqual(Object.keys(api), ['ports'])
+  assert.deepEqual(
+    api.ports.map((p: Manifest) => `${p.port}/${p.protocol}`),
+    ['443/TCP', '6443/TCP', '8443/TCP', '16443/TCP'],
+  )
+  assert.deepEqual(one('NetworkPolicy', 'echo').spec.egress, [])
 })
 
 test('named ports are ports of the container, with its protocol; numbers are those that it listens on', () => {
