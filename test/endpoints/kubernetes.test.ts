@@ -76,7 +76,7 @@ test('a source asks for nothing but the list and the watch of its own slices', a
     if (KUBECONFIG === undefined) delete process.env.KUBECONFIG
     else process.env.KUBECONFIG = KUBECONFIG
   })
-  const watch = '&watch=1&allowWatchBookmarks=true&timeoutSeconds=60&resourceVersion=100'
+  const watch = '&watch=1&allowWatchBookmarks=true&timeoutSeconds=30&resourceVersion=100'
   for (const [text, namespace] of [
     ['kubernetes:echo', 'farm'],
     ['kubernetes:other-1/echo', 'other-1'],
