@@ -4,7 +4,7 @@ import { once } from 'node:events'
 import type { Server } from 'node:net'
 import { isIpv6, type SocketAddress } from './parse.ts'
 
-export interface Bound<T extends Server, U extends Socket> {
+interface Bound<T extends Server, U extends Socket> {
   /** With the port that the system chose. */
   readonly address: SocketAddress
   readonly tcp: T

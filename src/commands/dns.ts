@@ -68,7 +68,7 @@ export interface DnsOptions
   readonly onClose?: () => Promise<void>
 }
 
-export interface RunningDns {
+interface RunningDns {
   readonly authority: Authority
   readonly addresses: readonly SocketAddress[]
 }

@@ -44,7 +44,7 @@ export type Run<V extends VerbName> = (
 ) => Promise<void>
 
 /** `NAME=SOURCE`; the name is completed with the zone later. */
-export interface ServiceOption {
+interface ServiceOption {
   readonly name: string
   readonly source: Source
   /** As it was written, for logs. */

@@ -5,9 +5,7 @@ import { type Reply, type RespondOptions, respond, type Turn } from './respond.t
 import type { DnsTransport } from './server.ts'
 import { compileZone, nextSerial, type Zone, type ZoneOptions } from './zone.ts'
 
-export interface AuthorityOptions
-  extends ZoneOptions,
-    Pick<RespondOptions, 'maxAnswers' | 'serverId' | 'version'> {
+interface AuthorityOptions extends ZoneOptions, Pick<RespondOptions, 'maxAnswers' | 'serverId' | 'version'> {
   /** Whole names, as in `echo.roundelay.test`. */
   readonly services: readonly string[]
 }

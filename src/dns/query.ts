@@ -16,7 +16,7 @@ export interface Question {
 }
 
 /** The OPT pseudo-record of a query (RFC 6891). */
-export interface Edns {
+interface Edns {
   readonly udpOctets: number
   readonly version: number
   readonly dnssecOk: boolean

@@ -183,8 +183,8 @@ function encode(
   const opt = query.edns ? OPT_OCTETS + (nsid ? 4 + nsid.length : 0) : 0
   const add = (record: Record): boolean => {
     const before = writer.bitLength()
-    // dns2 points at every name it knows. The target of an SRV is written whole (RFC 2782; Go up to 1.21
-    // refuses it otherwise), so there it knows only the owner, which is the question's name.
+    // dns2 points at every name it knows. The target of an SRV is written whole (RFC 2782),
+    // so there it knows only the owner, which is the question's name.
     writer.names = record.type === TYPE.SRV ? new Map([[record.name, HEADER_OCTETS]]) : names
     Packet.Resource.encode(record as Resource, writer)
     const fits = writer.byteLength() + opt <= limit

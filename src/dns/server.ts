@@ -16,7 +16,7 @@ export type DnsTransport = 'udp' | 'tcp'
 /** Answers one message, or undefined where none is due. Must not throw. */
 export type Answerer = (message: Buffer, transport: DnsTransport) => Reply | undefined
 
-export interface DnsListener {
+interface DnsListener {
   readonly addresses: readonly SocketAddress[]
   close(deadline: AbortSignal): Promise<void>
 }

@@ -37,7 +37,7 @@ export interface PoolEvents {
   source(error: Error | undefined): void
 }
 
-export interface PoolOptions extends CheckOptions {
+interface PoolOptions extends CheckOptions {
   readonly service: string
   readonly source: Source
   /** When no endpoint is well: answer with all of them, or with none. */
@@ -111,13 +111,13 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
     if (sourceFailed) events.source(undefined)
     sourceFailed = false
     const wanted = new Map(endpoints.map(endpoint => [endpoint.address, endpoint]))
-    let different = wanted.size !== members.size
+    // The Map's order is the source's order, which rotation follows.
+    let different = !firstRound || [...members.keys()].join() !== [...wanted.keys()].join()
     for (const [address, member] of members) {
       if (wanted.has(address)) continue
       member.stop.abort()
       members.delete(address)
       firstRound?.delete(address)
-      different = true
       events.state(address, member.health.state, 'absent', 'the source no longer has it')
     }
     const ordered: [string, Member][] = []
@@ -127,14 +127,9 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
       if (member) member.endpoint = endpoint
       ordered.push([address, member ?? add(endpoint)])
     }
-    // The Map's order is the source's order, which rotation follows.
-    if ([...members.keys()].join() !== ordered.map(([address]) => address).join()) different = true
     members.clear()
     for (const [address, member] of ordered) members.set(address, member)
-    if (!firstRound) {
-      firstRound = new Set(checked ? members.keys() : [])
-      different = true
-    }
+    firstRound ??= new Set(checked ? members.keys() : [])
     if (different) changed()
   }
 

@@ -11,7 +11,7 @@ import type { SocketAddress } from '../parse.ts'
 import type { Logger } from './log.ts'
 import type { Metrics, Sample } from './metrics.ts'
 
-export interface AdminOptions {
+interface AdminOptions {
   readonly listen: SocketAddress
   readonly log: Logger
   readonly metrics: Metrics

@@ -5,7 +5,7 @@ export type { Logger }
 
 export const logLevels = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
 
-export interface LogOptions {
+interface LogOptions {
   readonly level: (typeof logLevels)[number]
   /** Stands in every line: which program speaks. */
   readonly name: string

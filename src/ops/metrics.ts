@@ -110,7 +110,7 @@ type Declaration = {
   buckets?: readonly number[]
 }
 
-export type MetricName = keyof typeof metrics
+type MetricName = keyof typeof metrics
 type OfType<T> = { [N in MetricName]: (typeof metrics)[N]['type'] extends T ? N : never }[MetricName]
 type Labels = Record<string, string>
 
