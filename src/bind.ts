@@ -4,7 +4,14 @@ import { once } from 'node:events'
 import type { Server } from 'node:net'
 import { isIpv6, type SocketAddress } from './parse.ts'
 
-interface Bound<T extends Server, U extends Socket> {
+interface Closable {
+  close(): unknown
+}
+
+/** Opens a socket; resolves with it and the port that the system chose, or rejects with Node's error. */
+export type Open<S> = (wanted: SocketAddress) => Promise<{ readonly socket: S; readonly port: number }>
+
+interface Bound<T, U> {
   /** With the port that the system chose. */
   readonly address: SocketAddress
   readonly tcp: T
@@ -13,7 +20,7 @@ interface Bound<T extends Server, U extends Socket> {
 
 /** Replies that the kernel does not take yet; beyond this a datagram is dropped, as UDP may. */
 export const MAX_QUEUED_OCTETS = 4 * 1024 * 1024
-const RECEIVE_BUFFER_OCTETS = 4 * 1024 * 1024
+export const RECEIVE_BUFFER_OCTETS = 4 * 1024 * 1024
 const PORT_ZERO_TRIES = 10
 
 /** What both of our UDP servers want of a socket for this address. */
@@ -29,18 +36,18 @@ export function udpOptions(address: string): SocketOptions {
 }
 
 /** Resolves when all listen; rejects with Node's error (`code`, `address`, `port`) if one cannot, and then none does. */
-export async function bindAll<T extends Server, U extends Socket>(
+export async function bindAll<T extends Closable | undefined, U extends Closable | undefined>(
   addresses: readonly SocketAddress[],
-  makeTcp: () => T,
-  makeUdp: (address: string) => U,
+  openTcp: Open<T>,
+  openUdp: Open<U>,
 ): Promise<Bound<T, U>[]> {
   const bound: Bound<T, U>[] = []
   try {
-    for (const address of addresses) bound.push(await bindBoth(address, makeTcp, makeUdp))
+    for (const address of addresses) bound.push(await bindBoth(address, openTcp, openUdp))
   } catch (error) {
     for (const { tcp, udp } of bound) {
-      tcp.close()
-      udp.close()
+      tcp?.close()
+      udp?.close()
     }
     throw error
   }
@@ -48,31 +55,53 @@ export async function bindAll<T extends Server, U extends Socket>(
 }
 
 /** Port 0: the one that TCP got, tried anew when UDP has it in use. */
-async function bindBoth<T extends Server, U extends Socket>(
+async function bindBoth<T extends Closable | undefined, U>(
   wanted: SocketAddress,
-  makeTcp: () => T,
-  makeUdp: (address: string) => U,
+  openTcp: Open<T>,
+  openUdp: Open<U>,
 ): Promise<Bound<T, U>> {
   for (let attempt = 1; ; attempt++) {
-    const tcp = makeTcp()
-    tcp.listen({ host: wanted.address, port: wanted.port, ipv6Only: true })
-    await once(tcp, 'listening')
-    const address = { address: wanted.address, port: (tcp.address() as { port: number }).port }
-    const udp = makeUdp(wanted.address)
+    const tcp = await openTcp(wanted)
     try {
-      // With a synchronous lookup it listens before `bind` returns.
-      const listening = once(udp, 'listening')
-      udp.bind({ ...address, exclusive: true })
-      await listening
-      return { address, tcp, udp }
+      const udp = await openUdp({ ...wanted, port: tcp.port })
+      return { address: { ...wanted, port: udp.port }, tcp: tcp.socket, udp: udp.socket }
     } catch (error) {
-      tcp.close()
-      udp.close()
+      tcp.socket?.close()
       const taken = (error as NodeJS.ErrnoException).code === 'EADDRINUSE'
       if (wanted.port !== 0 || !taken || attempt === PORT_ZERO_TRIES) throw error
     }
   }
 }
+
+/** For a transport that is not served. */
+export const openNothing: Open<undefined> = async ({ port }) => ({ socket: undefined, port })
+
+/** Over TCP, by Node. */
+export const openTcp =
+  <T extends Server>(make: () => T): Open<T> =>
+  async wanted => {
+    const socket = make()
+    socket.listen({ host: wanted.address, port: wanted.port, ipv6Only: true })
+    await once(socket, 'listening')
+    return { socket, port: (socket.address() as { port: number }).port }
+  }
+
+/** Over UDP, by Node. */
+export const openUdp =
+  <U extends Socket>(make: (address: string) => U): Open<U> =>
+  async wanted => {
+    const socket = make(wanted.address)
+    try {
+      // With a synchronous lookup it listens before `bind` returns.
+      const listening = once(socket, 'listening')
+      socket.bind({ ...wanted, exclusive: true })
+      await listening
+      return { socket, port: socket.address().port }
+    } catch (error) {
+      socket.close()
+      throw error
+    }
+  }
 
 /** Waits for `done`; calls `cut`, which must bring it about, when `deadline` aborts. */
 export async function untilDeadline(

@@ -36,6 +36,7 @@ const commands: { readonly [V in VerbName]: () => Promise<{ run: Run<V> }> } = {
   echo: () => import('./commands/echo.ts'),
   dns: () => import('./commands/dns.ts'),
   send: () => import('./commands/send.ts'),
+  load: () => import('./commands/load.ts'),
   check: () => import('./commands/check.ts'),
 }
 

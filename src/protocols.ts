@@ -8,6 +8,8 @@ export interface Protocol {
   readonly name: string
   /** The well-known port. */
   readonly port: number
+  /** URL of the file that exports it under its name: how a thread or a process of a server comes by it. */
+  readonly module: string
   /** Serves one TCP connection. Must not hold more than the streams' own buffers. */
   stream(input: Readable, output: Writable): void
   /**
@@ -15,19 +17,24 @@ export interface Protocol {
    * same buffer and returns its length in octets, or `NO_REPLY`.
    */
   datagram(buffer: Uint8Array, length: number): number
+  /**
+   * Answers one piece of a TCP stream in place, however TCP cut it: for servers whose loop is receive, answer,
+   * send. Returns the reply's length in octets, 0 where there is none.
+   */
+  piece(buffer: Uint8Array, length: number): number
 }
 
 /** RFC 862: whatever is received is sent back, to the octet. */
 export const echo: Protocol = {
   name: 'echo',
   port: 7,
+  module: import.meta.url,
   stream(input, output) {
     // `pipe` stops reading while the peer does not read, and passes the half-close on after the last octet.
     input.pipe(output)
   },
-  datagram(_buffer, length) {
-    return length
-  },
+  datagram: (_buffer, length) => length,
+  piece: (_buffer, length) => length,
 }
 
 /**

@@ -1,5 +1,6 @@
 /** The one table of verbs and flags: --help, the environment twins, the README and the parsers all come from it. */
 
+import { resolveModes } from '../client/resolve.ts'
 import { policies } from '../dns/rotation.ts'
 import { parseCheck } from '../endpoints/checks.ts'
 import type { Source } from '../endpoints/endpoint.ts'
@@ -17,6 +18,7 @@ import {
   socketAddress,
   UsageError,
 } from '../parse.ts'
+import { type ModelName, models } from '../servers/service.ts'
 
 export interface Flag {
   /** What stands for the value in --help; undefined for a switch. */
@@ -65,6 +67,7 @@ function serverId(text: string): string {
   throw new Expected('1 to 255 printable ASCII characters')
 }
 
+const modelNames = Object.keys(models) as ModelName[]
 const onOff = oneOf('true', 'false', '1', '0')
 const toggle = (text: string) => ['true', '1'].includes(onOff(text))
 
@@ -123,10 +126,36 @@ export const flags = {
     parse: oneOf('open', 'closed'),
     help: 'when every endpoint is down, answer with all (open) or none (closed)',
   },
+  model: {
+    value: 'MODEL',
+    parse: oneOf(...modelNames),
+    help: 'how clients are served: iterative (UDP, one after the other), concurrent (TCP, a process for each connection), prefork (TCP, a pool of processes), event-loop (UDP and TCP, one process for all)',
+  },
   maxConnections: {
     value: 'N',
     parse: integer(1, 1_000_000),
-    help: 'TCP connections served at a time; up to 511 more wait',
+    help: 'event-loop: TCP connections served at a time; more wait, none is refused',
+  },
+  maxChildren: {
+    value: 'N',
+    parse: integer(1, 10_000),
+    help: 'concurrent, prefork: processes at a time; more clients wait, none is refused',
+  },
+  start: { value: 'N', parse: integer(0, 10_000), help: 'prefork: processes to begin with' },
+  minSpare: {
+    value: 'N',
+    parse: integer(1, 10_000),
+    help: 'prefork: with fewer idle processes, more are made',
+  },
+  maxSpare: {
+    value: 'N',
+    parse: integer(1, 10_000),
+    help: 'prefork: with more idle processes for 10 s, one a second is ended',
+  },
+  maxRequests: {
+    value: 'N',
+    parse: integer(0, 1_000_000_000),
+    help: 'prefork: a process ends after so many clients; 0: never',
   },
   idleTimeout: {
     value: 'TIME',
@@ -149,6 +178,30 @@ export const flags = {
     parse: text => socketAddress(text, 53),
     help: 'ask this DNS server, not the system',
   },
+  connections: { value: 'N', parse: integer(1, 100_000), help: 'how many connections (UDP: sockets)' },
+  outstanding: { value: 'N', parse: integer(1, 100_000), help: 'operations in flight on each connection' },
+  size: { value: 'OCTETS', parse: integer(0, 65_507), help: 'how long each payload is; over TCP at least 1' },
+  rate: {
+    value: 'N',
+    parse: integer(0, 10_000_000),
+    help: 'operations a second over all connections, due whatever the server does (open loop); 0: each reply makes the next (closed loop)',
+  },
+  duration: { value: 'TIME', parse: period, help: 'how long to send' },
+  resolve: {
+    value: 'MODE',
+    parse: oneOf(...resolveModes),
+    help: 'ask for the name once for each connection (each), once for all (once), or when the TTL is over, as a cache does (ttl); the first address is taken',
+  },
+  newConnection: {
+    parse: toggle,
+    help: 'a new connection for each operation, whose time begins with the look-up',
+  },
+  seed: {
+    value: 'N',
+    parse: integer(0, 2 ** 32 - 1),
+    help: 'what the payloads are made from: the same seed, the same octets',
+  },
+  json: { parse: toggle, help: 'print one JSON object' },
   verbose: { short: '-v', parse: toggle, help: 'say which address answered, and how fast' },
   logLevel: {
     value: 'LEVEL',
@@ -202,16 +255,29 @@ export const verbs = {
     },
   },
   echo: {
-    summary: 'run one echo replica (RFC 862) over TCP and UDP',
+    summary: 'run one echo replica (RFC 862), as one of the server models',
     args: [],
     flags: {
+      model: 'event-loop',
       listen: '0.0.0.0:7007 [::]:7007',
+      udp: 'false',
+      tcp: 'false',
       maxConnections: '16384',
+      maxChildren: '64',
+      start: '4',
+      minSpare: '2',
+      maxSpare: '6',
+      maxRequests: '0',
       idleTimeout: '5m',
       admin: '0.0.0.0:8080',
       name: null,
       tied: 'false',
       ...drainFlags,
+    },
+    help: {
+      listen: 'where to listen',
+      udp: 'over UDP only [default: over all that the model is made for]',
+      tcp: 'over TCP only',
     },
   },
   dns: {
@@ -237,6 +303,27 @@ export const verbs = {
       { name: '<message...>', help: 'what to send, one by one' },
     ],
     flags: { udp: 'false', tcp: 'false', port: '7007', timeout: '2s', dns: null, verbose: 'false' },
+  },
+  load: {
+    summary: 'put load on echo servers, and say how fast they answer and how evenly DNS spreads it',
+    args: [{ name: '<host>', help: 'a name or an address' }],
+    flags: {
+      udp: 'false',
+      tcp: 'false',
+      port: '7007',
+      connections: '64',
+      outstanding: '1',
+      size: '32',
+      rate: '0',
+      duration: '10s',
+      timeout: '1s',
+      dns: null,
+      resolve: 'each',
+      newConnection: 'false',
+      seed: '1',
+      json: 'false',
+    },
+    help: { timeout: 'an operation without its reply by then is lost' },
   },
   check: {
     summary: 'probe a server once, for health checks: exit code 0 or 1, one line of why',

@@ -1,14 +1,15 @@
 /** `roundelay send`: the book's echo client (TLPI 60.2, id_echo_cl), over TCP too. */
-import { lookup, Resolver } from 'node:dns/promises'
-import { isIP } from 'node:net'
 import { type EchoSession, openEcho, type Transport } from '../client/echo.ts'
-import { formatAddress, type SocketAddress, UsageError } from '../parse.ts'
+import { resolver } from '../client/resolve.ts'
+import { formatAddress, UsageError } from '../parse.ts'
 import type { Options, Run } from './options.ts'
 
 export const run: Run<'send'> = async (options, args, { exit }) => {
   const [host, ...messages] = args
   const transport = chooseTransport(options)
-  const server = { address: await resolve(host, options), port: options.port }
+  // The first address, in the order that the resolver gives: what a simple client uses.
+  const { addresses } = await resolver(host, options.dns, options.timeout, 'each')()
+  const server = { address: addresses[0], port: options.port }
   let session: EchoSession | undefined
   let failed = false
   for (const text of messages) {
@@ -37,7 +38,11 @@ export const run: Run<'send'> = async (options, args, { exit }) => {
   if (failed) exit(1)
 }
 
-function chooseTransport({ udp, tcp, given }: Options<'send'>): Transport {
+export function chooseTransport({
+  udp,
+  tcp,
+  given,
+}: Pick<Options<'send'>, 'udp' | 'tcp' | 'given'>): Transport {
   if (!udp || !tcp) return tcp ? 'tcp' : 'udp'
   // A flag goes before the environment, also before that of its opposite.
   if (given.get('udp') === given.get('tcp'))
@@ -46,21 +51,3 @@ function chooseTransport({ udp, tcp, given }: Options<'send'>): Transport {
 }
 
 const complain = (text: string) => void process.stderr.write(`roundelay: ${text}\n`)
-
-/** The first address, in the order that the resolver gives: what a simple client uses. */
-async function resolve(host: string, { dns, timeout }: Options<'send'>): Promise<string> {
-  if (isIP(host)) return host
-  if (!dns) return (await lookup(host)).address
-  return (await ask(host, dns, timeout))[0]
-}
-
-async function ask(host: string, server: SocketAddress, timeoutMs: number): Promise<string[]> {
-  const resolver = new Resolver({ timeout: timeoutMs, tries: 1 })
-  resolver.setServers([formatAddress(server)])
-  try {
-    return await resolver.resolve4(host)
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENODATA') throw error
-    return resolver.resolve6(host)
-  }
-}

@@ -1,7 +1,7 @@
 /** `roundelay up`: the whole farm on loopback, with DNS and checks in this process. */
 import { once } from 'node:events'
 import { createServer } from 'node:net'
-import { bindAll, udpSocket } from '../bind.ts'
+import { bindAll, openTcp, openUdp, udpSocket } from '../bind.ts'
 import { httpGet } from '../client/http.ts'
 import type { Authority } from '../dns/authority.ts'
 import type { Check } from '../endpoints/checks.ts'
@@ -112,7 +112,12 @@ export const run: Run<'up'> = async (options, _args, context) => {
 async function reserve(udpAndTcp: readonly SocketAddress[], tcp: readonly SocketAddress[]): Promise<void> {
   const held: { close(): unknown }[] = []
   try {
-    for (const { tcp, udp } of await bindAll(udpAndTcp, createServer, udpSocket)) held.push(tcp, udp)
+    for (const { tcp, udp } of await bindAll(
+      udpAndTcp,
+      openTcp(() => createServer()),
+      openUdp(udpSocket),
+    ))
+      held.push(tcp, udp)
     for (const { address, port } of tcp) {
       const server = createServer().listen({ host: address, port })
       held.push(server)

@@ -6,7 +6,7 @@ import type { RemoteInfo } from 'node:dgram'
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import { TCPServer, UDPServer } from 'dns2'
-import { bindAll, MAX_QUEUED_OCTETS, udpOptions, untilDeadline } from '../bind.ts'
+import { bindAll, MAX_QUEUED_OCTETS, openTcp, openUdp, udpOptions, untilDeadline } from '../bind.ts'
 import type { SocketAddress } from '../parse.ts'
 import { HEADER_OCTETS } from './query.ts'
 import type { Reply } from './respond.ts'
@@ -41,8 +41,8 @@ export async function listenDns(answer: Answerer, options: DnsListenOptions): Pr
   const { tcpIdleMs = TCP_IDLE_MS, tcpMaxConnections = TCP_MAX_CONNECTIONS } = options
   const servers = await bindAll(
     options.listen,
-    () => new Tcp(answer, tcpIdleMs, tcpMaxConnections),
-    address => new Udp(answer, address),
+    openTcp(() => new Tcp(answer, tcpIdleMs, tcpMaxConnections)),
+    openUdp(address => new Udp(answer, address)),
   )
   return {
     addresses: servers.map(server => server.address),

@@ -19,7 +19,22 @@ export const metrics = {
   roundelay_echo_connections_waiting: {
     type: 'gauge',
     labels: [],
-    help: 'TCP connections that wait because the cap is reached.',
+    help: "TCP connections in the kernel's queue, not accepted yet.",
+  },
+  roundelay_echo_children: {
+    type: 'gauge',
+    labels: ['state'],
+    help: 'Processes of the concurrent and prefork models by state: starting, idle, busy, stopping.',
+  },
+  roundelay_echo_forks_total: {
+    type: 'counter',
+    labels: [],
+    help: 'Processes that these models have made.',
+  },
+  roundelay_echo_child_failures_total: {
+    type: 'counter',
+    labels: [],
+    help: 'Processes of these models that ended otherwise than they should.',
   },
 
   roundelay_dns_requests_total: {

@@ -54,7 +54,7 @@ for (const transport of ['udp', 'tcp'] as const)
       options,
       async t => {
         const listen = [{ address, port: 0 }]
-        const server = await eventLoop(echo, { listen, maxConnections: 9, idleMs: 9e4, onFull: () => {} })
+        const server = await eventLoop(echo, { listen, maxConnections: 9, idleMs: 9e4, say: () => {} })
         t.after(() => server.close(AbortSignal.abort()))
         const session = await openEcho(transport, server.addresses[0], never)
         t.after(() => session.close())

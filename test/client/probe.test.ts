@@ -40,7 +40,7 @@ function assertResult(result: ProbeResult, expected: { ok: boolean; detail: stri
 
 test('an echo server is well over UDP and TCP, IPv4 and IPv6', options, async t => {
   const listen = ['127.0.0.1', '::1'].map(address => ({ address, port: 0 }))
-  const server = await eventLoop(echo, { listen, maxConnections: 9, idleMs: 9e4, onFull: () => {} })
+  const server = await eventLoop(echo, { listen, maxConnections: 9, idleMs: 9e4, say: () => {} })
   t.after(() => server.close(AbortSignal.abort()))
   for (const target of server.addresses)
     for (const kind of ['udp', 'tcp'] as const)

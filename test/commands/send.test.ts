@@ -44,7 +44,7 @@ async function tcpServer(t: TestContext, serve: (socket: Socket, nth: number) =>
 
 async function echoServer(t: TestContext, address: string) {
   const listen = [{ address, port: 0 }]
-  const server = await eventLoop(echo, { listen, maxConnections: 9, idleMs: 9e4, onFull: () => {} })
+  const server = await eventLoop(echo, { listen, maxConnections: 9, idleMs: 9e4, say: () => {} })
   t.after(() => server.close(AbortSignal.abort()))
   return { port: `${server.addresses[0].port}`, counters: server.counters }
 }

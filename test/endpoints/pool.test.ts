@@ -393,7 +393,7 @@ test('200 endpoints checked again and again leak nothing, and a closed pool lets
   // Half of them answer, a quarter is silent, at a quarter there is nobody.
   const port = await commonPort(...addresses)
   const listen = (some: string[]) => some.map(address => ({ address, port }))
-  const common = { maxConnections: 1e6, idleMs: 60_000, onFull: () => assert.fail() }
+  const common = { maxConnections: 1e6, idleMs: 60_000, say: () => assert.fail() }
   const silent = { ...echo, stream() {}, datagram: () => -1 }
   const servers = [
     await eventLoop(echo, { ...common, listen: listen(addresses.slice(0, 100)) }),

@@ -1,0 +1,54 @@
+/**
+ * The thread of the iterative model: TLPI 60.2's id_echo_sv, line by line, in blocking calls. It receives one datagram, answers
+ * it, and only then looks for the next. Compare with child.ts, which does the same for the pieces of a stream.
+ */
+import { isMainThread, workerData } from 'node:worker_threads'
+import { NO_REPLY, type Protocol } from '../protocols.ts'
+import { layouts } from '../sys/layouts.ts'
+import { check, recvfrom, sendto } from '../sys/libc.ts'
+import { errno, portOfEncoded } from '../sys/sockets.ts'
+
+/** Results of datagrams, as indices into the shared counts. One writer: an aligned number is written whole. */
+export const RESULTS = { echoed: 0, droppedLoop: 1, failed: 2 } as const
+
+export interface ThreadOrders {
+  readonly protocol: Pick<Protocol, 'module' | 'name'>
+  /** A bound, blocking UDP socket. */
+  readonly fd: number
+  /** Datagrams from these ports are dropped. */
+  readonly blocked: ReadonlySet<number>
+  readonly counts: Float64Array<SharedArrayBuffer>
+  /** Not 0 once the thread shall end; it must then be woken by shutdown(2). */
+  readonly stop: Int32Array<SharedArrayBuffer>
+}
+
+const MAX_DATAGRAM_OCTETS = 65_536
+
+function serve(protocol: Protocol, { fd, blocked, counts, stop }: ThreadOrders): void {
+  const buffer = new Uint8Array(MAX_DATAGRAM_OCTETS)
+  const peer = new Uint8Array(layouts.sockaddr_in6.size)
+  const peerLength = new Uint32Array(1)
+  for (;;) {
+    peerLength[0] = peer.length
+    const length = recvfrom(fd, buffer, 0, peer, peerLength)
+    // After shutdown(2) what waits is still received, then come empty messages from nobody.
+    if (length === 0 && peerLength[0] === 0 && Atomics.load(stop, 0) !== 0) return
+    if (length < 0) {
+      if (length !== errno('EINTR')) check(length, 'recvfrom')
+      continue
+    }
+    if (blocked.has(portOfEncoded(peer))) {
+      counts[RESULTS.droppedLoop]++
+      continue
+    }
+    const reply = protocol.datagram(buffer, length)
+    if (reply === NO_REPLY) continue
+    const sent = sendto(fd, buffer, reply, 0, peer, peerLength[0])
+    counts[sent < 0 ? RESULTS.failed : RESULTS.echoed]++
+  }
+}
+
+if (!isMainThread && workerData?.protocol) {
+  const { module, name } = (workerData as ThreadOrders).protocol
+  serve((await import(module))[name], workerData)
+}

@@ -1,0 +1,73 @@
+/**
+ * The iterative model (TLPI 60.2, id_echo_sv): one client's datagram after the other, by one thread for each address, in blocking
+ * calls (iterative-thread.ts). A blocked thread would hold up signals, timers and the admin server, hence the thread
+ * beside the main one. Compare with event-loop.ts.
+ */
+import { once } from 'node:events'
+import { Worker } from 'node:worker_threads'
+import { RECEIVE_BUFFER_OCTETS } from '../bind.ts'
+import { type Protocol, SMALL_SERVICE_PORTS } from '../protocols.ts'
+import { headers } from '../sys/layouts.ts'
+import { close, shutdown } from '../sys/libc.ts'
+import { type Bound, bindUdp } from '../sys/sockets.ts'
+import { RESULTS, type ThreadOrders } from './iterative-thread.ts'
+import { type EchoService, noCounts, type ServerOptions } from './service.ts'
+
+type Options = Pick<ServerOptions, 'listen'>
+
+export async function iterative({ name, module }: Protocol, { listen }: Options): Promise<EchoService> {
+  const sockets: Bound[] = []
+  const closeAll = () => {
+    for (const { fd } of sockets) close(fd)
+  }
+  try {
+    for (const address of listen) sockets.push(bindUdp(address, RECEIVE_BUFFER_OCTETS))
+  } catch (error) {
+    closeAll()
+    throw error
+  }
+  const stop = new Int32Array(new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT))
+  const blocked = new Set([...SMALL_SERVICE_PORTS, ...sockets.map(({ address }) => address.port)])
+  const octets = Object.keys(RESULTS).length * Float64Array.BYTES_PER_ELEMENT
+  const threads = sockets.map(({ fd }) => {
+    const counts = new Float64Array(new SharedArrayBuffer(octets))
+    const workerData: ThreadOrders = { protocol: { name, module }, fd, blocked, counts, stop }
+    const worker = new Worker(new URL('iterative-thread.ts', import.meta.url), { workerData })
+    // Without its thread the server is deaf: better that it ends and is started again.
+    worker.on('error', error => {
+      throw error
+    })
+    return { counts, ended: once(worker, 'exit') }
+  })
+  const wake = () => {
+    Atomics.store(stop, 0, 1)
+    // It says ENOTCONN, and wakes whoever is blocked in recvfrom all the same.
+    for (const { fd } of sockets) shutdown(fd, headers.SHUT_RD)
+  }
+  // Node joins its threads before it ends, and one that is blocked in a system call does not hear it.
+  process.once('exit', wake)
+
+  const total = (result: number) => threads.reduce((sum, { counts }) => sum + counts[result], 0)
+  return {
+    name,
+    addresses: sockets.map(({ address }) => address),
+    counters: {
+      ...noCounts(),
+      get datagrams() {
+        return total(RESULTS.echoed)
+      },
+      get datagramsLoopDropped() {
+        return total(RESULTS.droppedLoop)
+      },
+      get datagramsFailed() {
+        return total(RESULTS.failed)
+      },
+    },
+    async close() {
+      process.off('exit', wake)
+      wake()
+      await Promise.all(threads.map(({ ended }) => ended))
+      closeAll()
+    },
+  }
+}

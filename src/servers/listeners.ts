@@ -1,0 +1,139 @@
+/**
+ * The TCP listeners of one server behind one cap. At the cap they stop accepting, so that clients wait in the
+ * kernel's queue: none is refused, none is lost. Node alone cannot do that: to stop accepting it has to close the
+ * listening socket, which refuses whoever waits. So on Linux the socket is opened through `sys`, and Node is given
+ * a duplicate of its descriptor for as long as it shall accept.
+ */
+import { readdirSync, readFileSync } from 'node:fs'
+import { createServer, type Server, type ServerOpts, type Socket } from 'node:net'
+import { type Open, openTcp } from '../bind.ts'
+import type { SocketAddress } from '../parse.ts'
+import { whyUnavailable } from '../sys/available.ts'
+import { type ServerOptions, sparingly } from './service.ts'
+
+const KEEP_ALIVE_MS = 60_000
+const RESUME_RETRY_MS = 100
+/** For the admin server, logs and whatever Node opens by the way. */
+const SPARE_DESCRIPTORS = 16
+
+/** One listening socket. */
+interface Listener {
+  pause(): void
+  resume(): void
+  /** Clients that wait in the kernel's queue. */
+  queued(): number
+  close(): void
+}
+
+const serverOptions: ServerOpts = {
+  allowHalfOpen: true,
+  keepAlive: true,
+  keepAliveInitialDelay: KEEP_ALIVE_MS,
+  noDelay: true,
+  // Nobody but who takes the connection over may read from it.
+  pauseOnConnect: true,
+}
+
+export class Listeners {
+  /** Clients served at a time: what was asked for, or less where the limit of descriptors is lower. */
+  readonly cap: number
+  readonly #serve: (socket: Socket) => void
+  readonly #full: (details: object) => void
+  readonly #all: Listener[] = []
+  #active = 0
+  #paused = false
+
+  constructor(wanted: number, serve: (socket: Socket) => void, say: ServerOptions['say']) {
+    this.cap = Math.min(wanted, descriptorRoom())
+    this.#serve = serve
+    this.#full = sparingly(details => say('warn', 'connection cap reached: further clients wait', details))
+  }
+
+  get active(): number {
+    return this.#active
+  }
+
+  get waiting(): number {
+    return this.#all.reduce((sum, listener) => sum + listener.queued(), 0)
+  }
+
+  /** For `bindAll`. */
+  readonly open: Open<Listener> = async wanted => {
+    const why = await whyUnavailable()
+    const make = () => createServer(serverOptions, socket => this.#accept(socket))
+    const { socket, port } = why ? await openPortable(wanted, make) : await openLinux(wanted, make)
+    this.#all.push(socket)
+    return { socket, port }
+  }
+
+  #accept(socket: Socket): void {
+    // Only where a listener cannot pause.
+    if (this.#active >= this.cap) return void socket.destroy()
+    this.#active++
+    this.#serve(socket)
+    if (this.#active < this.cap) return
+    this.#paused = true
+    for (const listener of this.#all) listener.pause()
+    this.#full({ cap: this.cap })
+  }
+
+  /** A client that `serve` was given has ended. */
+  left(): void {
+    this.#active--
+    if (!this.#paused) return
+    this.#paused = false
+    for (const listener of this.#all) listener.resume()
+  }
+
+  close(): void {
+    for (const listener of this.#all) listener.close()
+    this.#all.length = 0
+  }
+}
+
+async function openPortable(wanted: SocketAddress, make: () => Server): ReturnType<Open<Listener>> {
+  const { socket: server, port } = await openTcp(make)(wanted)
+  const socket = { pause() {}, resume() {}, queued: () => 0, close: () => void server.close() }
+  return { socket, port }
+}
+
+async function openLinux(wanted: SocketAddress, make: () => Server): ReturnType<Open<Listener>> {
+  const { listenTcp, queued, BACKLOG } = await import('../sys/sockets.ts')
+  const { close, dup } = await import('../sys/libc.ts')
+  const { fd, address } = listenTcp(wanted)
+  const server = make()
+  let retry: NodeJS.Timeout | undefined
+  const resume = () => {
+    const copy = dup(fd)
+    if (copy < 0) retry = setTimeout(resume, RESUME_RETRY_MS)
+    // It listens at once; the event that says so comes later.
+    else server.listen({ fd: copy, backlog: BACKLOG })
+  }
+  const pause = () => {
+    clearTimeout(retry)
+    server.close()
+  }
+  resume()
+  const socket = {
+    pause,
+    resume,
+    queued: () => queued(fd),
+    close() {
+      pause()
+      close(fd)
+    },
+  }
+  return { socket, port: address.port }
+}
+
+/** How many more descriptors this process may have open, and have some left to work with; at least 1. */
+export function descriptorRoom(): number {
+  try {
+    const limit = /^Max open files\s+(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))?.[1]
+    const open = readdirSync('/proc/self/fd').length
+    return limit === undefined ? Infinity : Math.max(1, Number(limit) - open - SPARE_DESCRIPTORS)
+  } catch {
+    // Not Linux.
+    return Infinity
+  }
+}

@@ -1,0 +1,78 @@
+/**
+ * How many processes a prefork pool should have: pure, one decision a tick, after Apache's prefork MPM
+ * (perform_idle_server_maintenance) and PHP-FPM's dynamic manager for growing; for shrinking after the stabilization
+ * window of Kubernetes' HorizontalPodAutoscaler.
+ */
+import type { Children } from './service.ts'
+
+type Scoreboard = Children['scoreboard']
+
+export interface PoolLimits {
+  readonly minSpare: number
+  readonly maxSpare: number
+  readonly maxChildren: number
+}
+
+/** What a decision has to know of those before it. */
+export interface PoolHistory {
+  /** How many may be made in the next tick. */
+  readonly rate: number
+  /** Ticks in a row with too many idle. */
+  readonly surplusTicks: number
+  /** Processes that died before they had served anyone, in a row. */
+  readonly earlyDeaths: number
+  /** Ticks to go before another is made. */
+  readonly holdTicks: number
+  /** Dead ones not replaced yet. */
+  readonly owed: number
+}
+
+export interface PoolDecision {
+  readonly fork: number
+  /** One idle process that shall end. */
+  readonly stop: number | undefined
+  readonly history: PoolHistory
+}
+
+export const MAX_RATE = 32
+export const WINDOW_TICKS = 10
+const MAX_HOLD_TICKS = 32
+
+export const newHistory: PoolHistory = { rate: 1, surplusTicks: 0, earlyDeaths: 0, holdTicks: 0, owed: 0 }
+
+/** Once a tick. Whatever lives counts towards `maxChildren`, also what is starting or stopping. */
+export function decide(scoreboard: Scoreboard, limits: PoolLimits, history: PoolHistory): PoolDecision {
+  const inState = (wanted: string) => scoreboard.filter(({ state }) => state === wanted)
+  const idle = inState('idle')
+  const missing = Math.max(limits.minSpare - idle.length - inState('starting').length, history.owed)
+  const room = limits.maxChildren - scoreboard.length
+  const held = history.holdTicks > 0
+  const fork = held ? 0 : Math.max(0, Math.min(history.rate, missing, room))
+  const surplusTicks = idle.length > limits.maxSpare ? history.surplusTicks + 1 : 0
+  return {
+    fork,
+    // The one that served most: if something in it grows, it has grown there.
+    stop: surplusTicks > WINDOW_TICKS ? mostUsed(idle)?.pid : undefined,
+    history: {
+      rate: held ? history.rate : missing > 0 ? Math.min(MAX_RATE, history.rate * 2) : 1,
+      surplusTicks,
+      earlyDeaths: history.earlyDeaths,
+      holdTicks: Math.max(0, history.holdTicks - 1),
+      owed: Math.max(0, history.owed - fork),
+    },
+  }
+}
+
+const mostUsed = (idle: Scoreboard) =>
+  idle.reduce<Scoreboard[number] | undefined>(
+    (most, c) => (most && most.served >= c.served ? most : c),
+    undefined,
+  )
+
+/** A process ended unbidden. If those before it also died before they had served anyone, the pool waits 1, 2, 4 … ticks. */
+export function died(history: PoolHistory, served: number): PoolHistory {
+  const owed = history.owed + 1
+  if (served > 0) return { ...history, owed, earlyDeaths: 0, holdTicks: 0 }
+  const earlyDeaths = history.earlyDeaths + 1
+  return { ...history, owed, earlyDeaths, holdTicks: Math.min(MAX_HOLD_TICKS, 2 ** (earlyDeaths - 1)) }
+}

@@ -1,0 +1,178 @@
+/**
+ * The prefork model (TLPI 60.4): a pool of processes made in advance, that grows and shrinks with load. They share the
+ * listening sockets, so a waiting client is accepted by the next idle child and the kernel keeps the order; the parent
+ * touches no connection. pool-size.ts decides, child.ts serves. Compare with concurrent.ts.
+ */
+import { untilDeadline } from '../bind.ts'
+import type { Protocol } from '../protocols.ts'
+import { headers } from '../sys/layouts.ts'
+import { close, shutdown } from '../sys/libc.ts'
+import { type Bound, listenTcp, queued } from '../sys/sockets.ts'
+import { type Child, startChild } from './children.ts'
+import { descriptorRoom } from './listeners.ts'
+import { BUSY, type ChildOrders } from './orders.ts'
+import { decide, died, newHistory, type PoolHistory } from './pool-size.ts'
+import {
+  type Children,
+  type ChildState,
+  type EchoCounters,
+  type EchoService,
+  noCounts,
+  type ServerOptions,
+  sparingly,
+} from './service.ts'
+
+const TICK_MS = 1000
+const BUSY_CODE = BUSY.charCodeAt(0)
+
+type Options = Omit<ServerOptions, 'transports' | 'maxConnections'>
+
+export async function prefork(protocol: Protocol, options: Options): Promise<EchoService> {
+  const listeners: Bound[] = []
+  try {
+    for (const address of options.listen) listeners.push(listenTcp(address))
+  } catch (error) {
+    for (const { fd } of listeners) close(fd)
+    throw error
+  }
+  const pool = new Pool(
+    protocol,
+    options,
+    listeners.map(({ fd }) => fd),
+  )
+  return {
+    name: protocol.name,
+    addresses: listeners.map(({ address }) => address),
+    counters: pool.counters,
+    children: () => ({ scoreboard: pool.scoreboard, forks: pool.forks, failures: pool.failures }),
+    notReady: () =>
+      pool.scoreboard.some(({ state }) => state !== 'starting') ? undefined : 'no process has started yet',
+    close: deadline => pool.close(deadline),
+  }
+}
+
+interface Member {
+  readonly child: Child
+  state: ChildState
+  served: number
+}
+
+class Pool {
+  readonly counters: EchoCounters
+  readonly #orders: ChildOrders
+  readonly #options: Options
+  readonly #maxChildren: number
+  #listeners: readonly number[]
+  readonly #full: (details: object) => void
+  readonly #refused: (error: Error) => void
+  readonly #members = new Map<number, Member>()
+  readonly #ticking: NodeJS.Timeout
+  #history: PoolHistory = newHistory
+  #closing = false
+  #whenEmpty = () => {}
+  forks = 0
+  failures = 0
+
+  constructor(protocol: Protocol, options: Options, listeners: readonly number[]) {
+    const { idleMs, maxRequests, start } = options
+    const { module, name } = protocol
+    this.#orders = { protocol: { module, name }, idleMs, listeners: listeners.length, maxRequests }
+    this.#options = options
+    this.#listeners = listeners
+    this.#maxChildren = Math.min(options.maxChildren, descriptorRoom())
+    const { say } = options
+    this.#full = sparingly(details => say('warn', 'process cap reached: further clients wait', details))
+    this.#refused = sparingly(err => say('error', 'cannot make a process', { err }))
+    const pool = this
+    this.counters = {
+      ...noCounts(),
+      get active() {
+        return pool.scoreboard.filter(({ state }) => state === 'busy').length
+      },
+      get waiting() {
+        return pool.#listeners.reduce((sum, fd) => sum + queued(fd), 0)
+      },
+    }
+    for (let i = 0; i < Math.min(start, this.#maxChildren); i++) this.#fork()
+    this.#ticking = setInterval(() => this.#tick(), options.tickMs ?? TICK_MS)
+  }
+
+  get scoreboard(): Children['scoreboard'] {
+    return [...this.#members.values()].map(({ child: { pid }, state, served }) => ({ pid, state, served }))
+  }
+
+  #tick(): void {
+    const { minSpare, maxSpare } = this.#options
+    const board = this.scoreboard
+    const decision = decide(board, { minSpare, maxSpare, maxChildren: this.#maxChildren }, this.#history)
+    this.#history = decision.history
+    if (board.length >= this.#maxChildren && board.every(({ state }) => state === 'busy'))
+      this.#full({ cap: this.#maxChildren })
+    for (let i = 0; i < decision.fork; i++) this.#fork()
+    if (decision.stop !== undefined) this.#stop(decision.stop)
+  }
+
+  #fork(): void {
+    const child = startChild(this.#orders, 'ignore', this.#listeners, this.#refused)
+    if (!child) {
+      this.#history = died(this.#history, 0)
+      return
+    }
+    this.forks++
+    const member: Member = { child, state: 'starting', served: 0 }
+    this.#members.set(child.pid, member)
+    child.control.on('data', (states: Buffer) => {
+      for (const state of states) this.#heard(member, state)
+    })
+    child.ended.then(failure => this.#ended(member, failure))
+  }
+
+  #heard(member: Member, state: number): void {
+    if (state === BUSY_CODE) {
+      member.served++
+      this.counters.connections++
+    }
+    if (member.state !== 'stopping') member.state = state === BUSY_CODE ? 'busy' : 'idle'
+  }
+
+  #stop(pid: number): void {
+    const member = this.#members.get(pid)
+    if (!member) return
+    member.state = 'stopping'
+    member.child.control.write('stop')
+  }
+
+  #ended({ child: { pid }, state, served }: Member, failure: string | undefined): void {
+    this.#members.delete(pid)
+    if (this.#members.size === 0) this.#whenEmpty()
+    if (this.#closing || (state === 'stopping' && !failure)) return
+    if (failure) {
+      this.failures++
+      this.#history = died(this.#history, served)
+      const { holdTicks } = this.#history
+      this.#options.say('warn', 'child died', { pid, reason: failure, served, replacedAfterTicks: holdTicks })
+    } else if (this.#members.size < this.#maxChildren) {
+      // It has served its share.
+      this.#fork()
+    }
+  }
+
+  async close(deadline: AbortSignal): Promise<void> {
+    this.#closing = true
+    clearInterval(this.#ticking)
+    for (const fd of this.#listeners) {
+      // For the children too, who have descriptors of their own: nobody listens from now on.
+      shutdown(fd, headers.SHUT_RDWR)
+      close(fd)
+    }
+    this.#listeners = []
+    for (const pid of this.#members.keys()) this.#stop(pid)
+    const empty = new Promise<void>(resolve => {
+      this.#whenEmpty = resolve
+      if (this.#members.size === 0) resolve()
+    })
+    await untilDeadline(empty, deadline, () => {
+      for (const { child } of this.#members.values()) child.process.kill('SIGKILL')
+    })
+  }
+}

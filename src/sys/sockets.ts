@@ -1,0 +1,129 @@
+/** Sockets opened the Linux way, for servers that call `sys/libc` or share a descriptor. */
+import { constants } from 'node:os'
+import { isIpv6, type SocketAddress } from '../parse.ts'
+import { headers, layouts } from './layouts.ts'
+import {
+  bind,
+  check,
+  close,
+  getsockname,
+  getsockopt,
+  interfaceIndex,
+  listen,
+  setsockopt,
+  socket,
+} from './libc.ts'
+
+/** An errno as calls give it. */
+export const errno = (name: keyof typeof constants.errno): number => -constants.errno[name]
+
+const v4 = layouts.sockaddr_in
+const v6 = layouts.sockaddr_in6
+
+/** A `struct sockaddr_in` or `sockaddr_in6`, with a scope for addresses such as `fe80::1%eth0`. */
+export function encodeAddress({ address, port }: SocketAddress): Buffer {
+  const family = isIpv6(address) ? headers.AF_INET6 : headers.AF_INET
+  const encoded = Buffer.alloc(isIpv6(address) ? v6.size : v4.size)
+  // The family is in the machine's order (both are little-endian), the port in the network's.
+  encoded.writeUInt16LE(family, v4.at.sin_family)
+  encoded.writeUInt16BE(port, v4.at.sin_port)
+  if (!isIpv6(address)) {
+    encoded.set(address.split('.').map(Number), v4.at.sin_addr)
+    return encoded
+  }
+  const [host, zone] = address.split('%')
+  groups(host).forEach((group, i) => {
+    encoded.writeUInt16BE(group, v6.at.sin6_addr + 2 * i)
+  })
+  if (zone) encoded.writeUInt32LE(scopeId(zone), v6.at.sin6_scope_id)
+  return encoded
+}
+
+function groups(host: string): number[] {
+  // The last four octets may be written as an IPv4 address (RFC 4291 2.2).
+  const hex = host.replace(/(\d+)\.(\d+)\.(\d+)\.(\d+)$/, (_, a, b, c, d) =>
+    [a * 256 + +b, c * 256 + +d].map(n => n.toString(16)).join(':'),
+  )
+  const [head, tail] = hex.split('::').map(part => (part === '' ? [] : part.split(':')))
+  const zeros = Array(8 - head.length - (tail?.length ?? 0)).fill('0')
+  return [...head, ...zeros, ...(tail ?? [])].map(group => Number.parseInt(group, 16))
+}
+
+const scopeId = (zone: string): number => (/^\d+$/.test(zone) ? Number(zone) : interfaceIndex(zone))
+
+/** The port of an encoded address. */
+export const portOfEncoded = (encoded: Uint8Array): number =>
+  encoded[v4.at.sin_port] * 256 + encoded[v4.at.sin_port + 1]
+
+const int = (value: number): Int32Array => Int32Array.of(value)
+
+export interface Bound {
+  readonly fd: number
+  /** With the port that the system chose. */
+  readonly address: SocketAddress
+}
+
+/** A bound socket, close-on-exec. Throws Node's kind of error, as `bind EADDRINUSE 127.0.0.1:7007`. */
+function open(wanted: SocketAddress, type: number, prepare: (fd: number) => void): Bound {
+  const ipv6 = isIpv6(wanted.address)
+  const family = ipv6 ? headers.AF_INET6 : headers.AF_INET
+  const fd = check(socket(family, type | headers.SOCK_CLOEXEC), 'bind', wanted)
+  try {
+    if (ipv6) check(setsockopt(fd, headers.IPPROTO_IPV6, headers.IPV6_V6ONLY, int(1)), 'setsockopt', wanted)
+    prepare(fd)
+    check(bind(fd, encodeAddress(wanted)), 'bind', wanted)
+    const named = Buffer.alloc(v6.size)
+    check(getsockname(fd, named, Uint32Array.of(named.length)), 'getsockname', wanted)
+    return { fd, address: { address: wanted.address, port: portOfEncoded(named) } }
+  } catch (error) {
+    close(fd)
+    throw error
+  }
+}
+
+/** Listens over TCP, non-blocking, with as long a queue as the system allows. */
+export function listenTcp(wanted: SocketAddress): Bound {
+  const { SOCK_STREAM, SOCK_NONBLOCK, SOL_SOCKET, SO_REUSEADDR } = headers
+  const bound = open(wanted, SOCK_STREAM | SOCK_NONBLOCK, fd => {
+    // Or a restart would have to wait for the old connections' TIME_WAIT.
+    check(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, int(1)), 'setsockopt', wanted)
+  })
+  try {
+    check(listen(bound.fd, BACKLOG), 'listen', wanted)
+    return bound
+  } catch (error) {
+    close(bound.fd)
+    throw error
+  }
+}
+
+/** The kernel cuts it to net.core.somaxconn: 4096 since Linux 5.4. */
+export const BACKLOG = 65_535
+
+/** Binds over UDP, blocking. `receiveBufferOctets` as far as net.core.rmem_max allows. */
+export const bindUdp = (wanted: SocketAddress, receiveBufferOctets: number): Bound =>
+  open(wanted, headers.SOCK_DGRAM, fd => {
+    const { SOL_SOCKET, SO_RCVBUF } = headers
+    check(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, int(receiveBufferOctets)), 'setsockopt', wanted)
+  })
+
+/** Options of a connection for a blocking server: its calls give up (EAGAIN) after `sliceMs`. */
+export function prepareConnection(fd: number, sliceMs: number): void {
+  const { SOL_SOCKET, SO_RCVTIMEO, SO_SNDTIMEO, SO_KEEPALIVE, IPPROTO_TCP, TCP_NODELAY } = headers
+  const slice = Buffer.alloc(layouts.timeval.size)
+  slice.writeBigInt64LE(BigInt(Math.floor(sliceMs / 1000)), layouts.timeval.at.tv_sec)
+  slice.writeBigInt64LE(BigInt((sliceMs % 1000) * 1000), layouts.timeval.at.tv_usec)
+  check(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, slice), 'setsockopt')
+  check(setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, slice), 'setsockopt')
+  check(setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, int(1)), 'setsockopt')
+  // Not every stream is TCP: inetd also listens on Unix sockets.
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, int(1))
+}
+
+/** Connections that wait in the queue of a listening socket: what tcp_info calls unacknowledged there. */
+export function queued(fd: number): number {
+  const { size, at } = layouts.tcp_info
+  const info = Buffer.alloc(size)
+  const outcome = getsockopt(fd, headers.IPPROTO_TCP, headers.TCP_INFO, info, Uint32Array.of(size))
+  return outcome < 0 ? 0 : info.readUInt32LE(at.tcpi_unacked)
+}
