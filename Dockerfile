@@ -8,6 +8,7 @@ COPY package.json package-lock.json ./
 RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund \
   && find node_modules -type f \( -name '*.md' -o -name '*.d.ts' -o -name '*.d.mts' -o -name '*.map' \) -delete \
   && find node_modules -type d \( -name test -o -name tests -o -name example -o -name examples -o -name docs -o -name benchmarks -o -name .github \) -prune -exec rm -rf {} + \
+  && find node_modules/koffi -type f ! -name '*.js' ! -name '*.cjs' ! -name package.json ! -name 'LICENSE*' -delete \
   && rm -f node_modules/.package-lock.json
 
 FROM ${NODE_IMAGE} AS program

@@ -22,8 +22,8 @@ const EAGAIN = errno('EAGAIN')
 const EINTR = errno('EINTR')
 
 /**
- * Answers one client until it ends, nothing moves for `idleMs`, or `abandoned`, which is asked about once a second
- * while nothing moves. The socket blocks; closing it is left to the caller.
+ * Answers one client until it ends, nothing moves for `idleMs`, or `abandoned`, which is asked about once a second.
+ * The socket blocks; closing it is left to the caller.
  */
 export function serveConnection(
   fd: number,
@@ -33,12 +33,20 @@ export function serveConnection(
 ): void {
   prepareConnection(fd, Math.min(SLICE_MS, idleMs))
   const buffer = new Uint8Array(BUFFER_OCTETS)
+  let movedAt = performance.now()
+  let askedAt = movedAt
   const patiently = (call: () => number): number => {
-    const giveUpAt = performance.now() + idleMs
     for (;;) {
       const outcome = call()
-      if (outcome !== EAGAIN && outcome !== EINTR) return outcome
-      if (performance.now() >= giveUpAt || abandoned()) return EAGAIN
+      const now = performance.now()
+      const moved = outcome !== EAGAIN && outcome !== EINTR
+      if (moved) movedAt = now
+      if (now - askedAt >= SLICE_MS) {
+        askedAt = now
+        if (abandoned()) return EAGAIN
+      }
+      if (moved) return outcome
+      if (now - movedAt >= idleMs) return EAGAIN
     }
   }
   for (;;) {

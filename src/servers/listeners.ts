@@ -107,7 +107,8 @@ async function openLinux(wanted: SocketAddress, make: () => Server): ReturnType<
     const copy = dup(fd)
     if (copy < 0) retry = setTimeout(resume, RESUME_RETRY_MS)
     // It listens at once; the event that says so comes later.
-    else server.listen({ fd: copy, backlog: BACKLOG })
+    // With a descriptor, Node heeds no `backlog` among the options.
+    else server.listen({ fd: copy }, BACKLOG)
   }
   const pause = () => {
     clearTimeout(retry)

@@ -44,11 +44,14 @@ export const newHistory: PoolHistory = { rate: 1, surplusTicks: 0, earlyDeaths: 
 export function decide(scoreboard: Scoreboard, limits: PoolLimits, history: PoolHistory): PoolDecision {
   const inState = (wanted: string) => scoreboard.filter(({ state }) => state === wanted)
   const idle = inState('idle')
-  const missing = Math.max(limits.minSpare - idle.length - inState('starting').length, history.owed)
+  const surplus = idle.length > limits.maxSpare
+  // Where there are too many, the dead need no successors.
+  const owed = surplus ? 0 : history.owed
+  const missing = Math.max(limits.minSpare - idle.length - inState('starting').length, owed)
   const room = limits.maxChildren - scoreboard.length
   const held = history.holdTicks > 0
   const fork = held ? 0 : Math.max(0, Math.min(history.rate, missing, room))
-  const surplusTicks = idle.length > limits.maxSpare ? history.surplusTicks + 1 : 0
+  const surplusTicks = surplus ? history.surplusTicks + 1 : 0
   return {
     fork,
     // The one that served most: if something in it grows, it has grown there.
@@ -58,7 +61,7 @@ export function decide(scoreboard: Scoreboard, limits: PoolLimits, history: Pool
       surplusTicks,
       earlyDeaths: history.earlyDeaths,
       holdTicks: Math.max(0, history.holdTicks - 1),
-      owed: Math.max(0, history.owed - fork),
+      owed: Math.max(0, owed - fork),
     },
   }
 }

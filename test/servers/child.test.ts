@@ -1,0 +1,185 @@
+import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { rmSync } from 'node:fs'
+import { connect, createServer, type Server, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { buffer } from 'node:stream/consumers'
+import { type TestContext, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { echo } from '../../src/protocols.ts'
+import { BUSY, type ChildOrders, CONTROL, IDLE } from '../../src/servers/orders.ts'
+import { whyUnavailable } from '../../src/sys/available.ts'
+import type * as Sys from '../../src/sys/libc.ts'
+import type * as Sockets from '../../src/sys/sockets.ts'
+import { client, ended, MIB, randomOctets, roundTrip, until } from '../conformance/clients.ts'
+
+const options = { timeout: 30_000, skip: (await whyUnavailable()) ?? false }
+const program = fileURLToPath(new URL('../../src/servers/child.ts', import.meta.url))
+const { close }: typeof Sys = options.skip ? ({} as typeof Sys) : await import('../../src/sys/libc.ts')
+const { listenTcp }: typeof Sockets = options.skip
+  ? ({} as typeof Sockets)
+  : await import('../../src/sys/sockets.ts')
+
+/** The program itself, with the descriptors that it would be given by its parent: us. */
+function child(
+  t: TestContext,
+  orders: Partial<ChildOrders>,
+  connection: Socket | 'ignore',
+  listeners: readonly number[] = [],
+) {
+  const { module, name } = echo
+  const all = {
+    protocol: { module, name },
+    idleMs: 60_000,
+    listeners: listeners.length,
+    maxRequests: 0,
+    ...orders,
+  }
+  const process_ = spawn(process.execPath, [program, JSON.stringify(all)], {
+    stdio: [connection, 'ignore', 'inherit', 'pipe', ...listeners],
+  })
+  const control = process_.stdio[CONTROL] as Socket
+  let states = ''
+  control
+    .on('error', () => {})
+    .on('data', data => {
+      states += data
+    })
+  const exited = once(process_, 'exit').then(([code, signal]) => ({ code, signal }))
+  t.after(async () => {
+    process_.kill('SIGKILL')
+    await exited
+  })
+  return { control, exited, kill: () => process_.kill('SIGKILL'), states: () => states }
+}
+
+/** Both ends of a connection: the client's, and the server's, unread. */
+async function pair(t: TestContext, server: Server, path?: string): Promise<[Socket, Socket]> {
+  t.after(() => void server.close())
+  await once(path ? server.listen(path) : server.listen(0, '127.0.0.1'), 'listening')
+  const accepted = once(server, 'connection')
+  const where = path ? { path } : { port: (server.address() as { port: number }).port, host: '127.0.0.1' }
+  const socket = connect({ ...where, allowHalfOpen: true })
+  t.after(() => void socket.destroy())
+  return [socket.on('error', () => {}), (await accepted)[0]]
+}
+
+const paused = () => createServer({ pauseOnConnect: true, allowHalfOpen: true })
+const ends = { code: 0, signal: null }
+
+test(
+  'it serves the connection that it is given, over TCP and over a Unix socket, and ends',
+  options,
+  async t => {
+    const path = join(tmpdir(), `roundelay-child-${process.pid}.sock`)
+    t.after(() => rmSync(path, { force: true }))
+    for (const where of [undefined, path]) {
+      const [socket, connection] = await pair(t, paused(), where)
+      const { exited, states } = child(t, {}, connection)
+      connection.destroy()
+      const payload = randomOctets(3 * MIB + 1)
+      socket.end(payload)
+      assert.ok(payload.equals(await buffer(socket)))
+      assert.deepEqual(await exited, ends)
+      assert.equal(states(), '', 'nobody has to know')
+    }
+  },
+)
+
+test('it ends when its client resets, when nothing moves, and when its parent is gone', options, async t => {
+  const reset = async () => {
+    const [socket, connection] = await pair(t, paused())
+    const { exited } = child(t, {}, connection)
+    connection.destroy()
+    await roundTrip(socket, 'hello')
+    socket.resetAndDestroy()
+    assert.deepEqual(await exited, ends)
+  }
+  const idle = async () => {
+    const [socket, connection] = await pair(t, paused())
+    const { exited } = child(t, { idleMs: 200 }, connection)
+    connection.destroy()
+    await roundTrip(socket, 'hello')
+    await ended(socket)
+    assert.deepEqual(await exited, ends)
+  }
+  const orphan = async () => {
+    const [socket, connection] = await pair(t, paused())
+    const { exited, control } = child(t, {}, connection)
+    connection.destroy()
+    await roundTrip(socket, 'hello')
+    control.destroy()
+    await ended(socket)
+    assert.deepEqual(await exited, ends)
+  }
+  await Promise.all([reset(), idle(), orphan()])
+})
+
+function listening(t: TestContext) {
+  const { fd, address } = listenTcp({ address: '127.0.0.1', port: 0 })
+  t.after(() => close(fd))
+  return { fd, port: address.port }
+}
+
+test(
+  'it says when it is idle and when busy, and ends after as many clients as it was told',
+  options,
+  async t => {
+    const { fd, port } = listening(t)
+    const { exited, states } = child(t, { maxRequests: 3 }, 'ignore', [fd])
+    await until('it is idle', () => states() === IDLE)
+    for (let i = 1; i <= 3; i++) {
+      const socket = await client(t, port)
+      await roundTrip(socket, `${i}`)
+      await until('it is busy', () => states() === (IDLE + BUSY).repeat(i))
+      socket.end()
+      await ended(socket)
+    }
+    assert.deepEqual(await exited, ends)
+    assert.equal(states(), (IDLE + BUSY).repeat(3))
+  },
+)
+
+test('told that it is enough it ends, but not before its client', options, async t => {
+  const { fd, port } = listening(t)
+  const idle = child(t, {}, 'ignore', [fd])
+  await until('it is idle', () => idle.states() === IDLE)
+  idle.control.write('stop')
+  assert.deepEqual(await idle.exited, ends)
+
+  const busy = child(t, {}, 'ignore', [fd])
+  const socket = await client(t, port)
+  await roundTrip(socket, 'served')
+  busy.control.write('stop')
+  const next = await client(t, port)
+  next.write('not by this one')
+  for (let i = 0; i < 20; i++) await roundTrip(socket, `still served ${i}`)
+  socket.end()
+  await ended(socket)
+  assert.deepEqual(await busy.exited, ends)
+  // The other was left to a sibling.
+  const sibling = child(t, {}, 'ignore', [fd])
+  assert.equal(String((await once(next, 'data'))[0]), 'not by this one')
+  sibling.control.destroy()
+  assert.deepEqual(await sibling.exited, ends)
+})
+
+test('siblings share listening sockets: none fails when another was faster', options, async t => {
+  const { fd, port } = listening(t)
+  const siblings = [1, 2, 3].map(() => child(t, {}, 'ignore', [fd]))
+  await until('all are idle', () => siblings.every(({ states }) => states() === IDLE))
+  for (let i = 0; i < 100; i++) {
+    const socket = await client(t, port)
+    socket.end('x')
+    assert.equal(String(await buffer(socket)), 'x')
+  }
+  const served = siblings.map(({ states }) => [...states()].filter(state => state === BUSY).length)
+  await until('all are idle again', () => siblings.every(({ states }) => states().endsWith(IDLE)))
+  assert.equal(
+    siblings.reduce((sum, { states }) => sum + [...states()].filter(state => state === BUSY).length, 0),
+    100,
+  )
+  t.diagnostic(`served ${served}`)
+})
