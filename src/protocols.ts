@@ -10,7 +10,7 @@ export interface Protocol {
   readonly port: number
   /** URL of the file that exports it under its name: how a thread or a process of a server comes by it. */
   readonly module: string
-  /** Serves one TCP connection. Must not hold more than the streams' own buffers. */
+  /** Serves one TCP connection, which is paused: to pipe or resume it is up to this. Must not hold more than the streams' own buffers. */
   stream(input: Readable, output: Writable): void
   /**
    * Answers one UDP datagram in place: reads `length` octets of `buffer`, writes the reply into the

@@ -48,7 +48,6 @@ export async function concurrent(protocol: Protocol, options: Options): Promise<
       tally.forks++
       counters.connections++
       children.add(child)
-      if (closing) child.control.end()
       const failure = await child.ended
       children.delete(child)
       if (failure && !closing) {

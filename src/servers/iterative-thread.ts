@@ -2,10 +2,10 @@
  * The thread of the iterative model: TLPI 60.2's id_echo_sv, line by line, in blocking calls. It receives one datagram, answers
  * it, and only then looks for the next. Compare with child.ts, which does the same for the pieces of a stream.
  */
-import { isMainThread, workerData } from 'node:worker_threads'
+import { isMainThread, parentPort, workerData } from 'node:worker_threads'
 import { NO_REPLY, type Protocol } from '../protocols.ts'
 import { layouts } from '../sys/layouts.ts'
-import { check, recvfrom, sendto } from '../sys/libc.ts'
+import { bindCalls, check, recvfrom, sendto } from '../sys/libc.ts'
 import { errno, portOfEncoded } from '../sys/sockets.ts'
 
 /** Results of datagrams, as indices into the shared counts. One writer: an aligned number is written whole. */
@@ -50,5 +50,8 @@ function serve(protocol: Protocol, { fd, blocked, counts, stop }: ThreadOrders):
 
 if (!isMainThread && workerData?.protocol) {
   const { module, name } = (workerData as ThreadOrders).protocol
-  serve((await import(module))[name], workerData)
+  const protocol: Protocol = (await import(module))[name]
+  bindCalls()
+  parentPort?.postMessage('ready')
+  serve(protocol, workerData)
 }

@@ -32,12 +32,13 @@ export async function iterative({ name, module }: Protocol, { listen }: Options)
   const threads = sockets.map(({ fd }) => {
     const counts = new Float64Array(new SharedArrayBuffer(octets))
     const workerData: ThreadOrders = { protocol: { name, module }, fd, blocked, counts, stop }
-    const worker = new Worker(new URL('iterative-thread.ts', import.meta.url), { workerData })
+    const program = new URL('iterative-thread.ts', import.meta.url)
+    const worker = new Worker(program, { workerData, execArgv: [] })
     // Without its thread the server is deaf: better that it ends and is started again.
     worker.on('error', error => {
       throw error
     })
-    return { counts, ended: once(worker, 'exit') }
+    return { counts, ready: once(worker, 'message'), ended: once(worker, 'exit') }
   })
   const wake = () => {
     Atomics.store(stop, 0, 1)
@@ -46,6 +47,8 @@ export async function iterative({ name, module }: Protocol, { listen }: Options)
   }
   // Node joins its threads before it ends, and one that is blocked in a system call does not hear it.
   process.once('exit', wake)
+  // Node aborts when it has to end a thread in the middle of binding its calls.
+  await Promise.all(threads.map(({ ready }) => ready))
 
   const total = (result: number) => threads.reduce((sum, { counts }) => sum + counts[result], 0)
   return {

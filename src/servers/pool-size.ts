@@ -19,7 +19,7 @@ export interface PoolHistory {
   readonly rate: number
   /** Ticks in a row with too many idle. */
   readonly surplusTicks: number
-  /** Processes that died before they had served anyone, in a row. */
+  /** Processes that died as soon as they had started, in a row. */
   readonly earlyDeaths: number
   /** Ticks to go before another is made. */
   readonly holdTicks: number
@@ -47,7 +47,8 @@ export function decide(scoreboard: Scoreboard, limits: PoolLimits, history: Pool
   const surplus = idle.length > limits.maxSpare
   // Where there are too many, the dead need no successors.
   const owed = surplus ? 0 : history.owed
-  const missing = Math.max(limits.minSpare - idle.length - inState('starting').length, owed)
+  const starting = inState('starting').length
+  const missing = Math.max(limits.minSpare - idle.length - starting, owed)
   const room = limits.maxChildren - scoreboard.length
   const held = history.holdTicks > 0
   const fork = held ? 0 : Math.max(0, Math.min(history.rate, missing, room))
@@ -59,7 +60,7 @@ export function decide(scoreboard: Scoreboard, limits: PoolLimits, history: Pool
     history: {
       rate: held ? history.rate : missing > 0 ? Math.min(MAX_RATE, history.rate * 2) : 1,
       surplusTicks,
-      earlyDeaths: history.earlyDeaths,
+      earlyDeaths: missing > 0 || starting > 0 ? history.earlyDeaths : 0,
       holdTicks: Math.max(0, history.holdTicks - 1),
       owed: Math.max(0, owed - fork),
     },
@@ -72,10 +73,12 @@ const mostUsed = (idle: Scoreboard) =>
     undefined,
   )
 
-/** A process ended unbidden. If those before it also died before they had served anyone, the pool waits 1, 2, 4 … ticks. */
-export function died(history: PoolHistory, served: number): PoolHistory {
+/** A process ended unbidden. When they die as soon as they have started, the pool waits 1, 2, 4 … ticks. */
+export function died(history: PoolHistory, early: boolean): PoolHistory {
   const owed = history.owed + 1
-  if (served > 0) return { ...history, owed, earlyDeaths: 0, holdTicks: 0 }
+  if (!early) return { ...history, owed, earlyDeaths: 0, holdTicks: 0 }
+  // Of several that die together one is enough.
+  if (history.holdTicks > 0) return { ...history, owed }
   const earlyDeaths = history.earlyDeaths + 1
   return { ...history, owed, earlyDeaths, holdTicks: Math.min(MAX_HOLD_TICKS, 2 ** (earlyDeaths - 1)) }
 }

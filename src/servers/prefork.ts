@@ -23,6 +23,8 @@ import {
 } from './service.ts'
 
 const TICK_MS = 1000
+/** Who dies younger has died of its start. */
+const EARLY_MS = 500
 const BUSY_CODE = BUSY.charCodeAt(0)
 
 type Options = Omit<ServerOptions, 'transports' | 'maxConnections'>
@@ -55,6 +57,7 @@ interface Member {
   readonly child: Child
   state: ChildState
   served: number
+  readonly bornMs: number
 }
 
 class Pool {
@@ -93,7 +96,7 @@ class Pool {
         return pool.#listeners.reduce((sum, fd) => sum + queued(fd), 0)
       },
     }
-    for (let i = 0; i < Math.min(start, this.#maxChildren); i++) this.#fork()
+    this.#forkSome(Math.min(start, this.#maxChildren))
     this.#ticking = setInterval(() => this.#tick(), options.tickMs ?? TICK_MS)
   }
 
@@ -108,23 +111,29 @@ class Pool {
     this.#history = decision.history
     if (board.length >= this.#maxChildren && board.every(({ state }) => state === 'busy'))
       this.#full({ cap: this.#maxChildren })
-    for (let i = 0; i < decision.fork; i++) this.#fork()
+    this.#forkSome(decision.fork)
     if (decision.stop !== undefined) this.#stop(decision.stop)
   }
 
-  #fork(): void {
+  #forkSome(count: number): void {
+    for (let i = 0; i < count; i++) if (!this.#fork()) return
+  }
+
+  /** False where the system has no more processes: then it is left alone for a while. */
+  #fork(): boolean {
     const child = startChild(this.#orders, 'ignore', this.#listeners, this.#refused)
     if (!child) {
-      this.#history = died(this.#history, 0)
-      return
+      this.#history = died(this.#history, true)
+      return false
     }
     this.forks++
-    const member: Member = { child, state: 'starting', served: 0 }
+    const member: Member = { child, state: 'starting', served: 0, bornMs: performance.now() }
     this.#members.set(child.pid, member)
     child.control.on('data', (states: Buffer) => {
       for (const state of states) this.#heard(member, state)
     })
     child.ended.then(failure => this.#ended(member, failure))
+    return true
   }
 
   #heard(member: Member, state: number): void {
@@ -142,13 +151,13 @@ class Pool {
     member.child.control.write('stop')
   }
 
-  #ended({ child: { pid }, state, served }: Member, failure: string | undefined): void {
+  #ended({ child: { pid }, state, served, bornMs }: Member, failure: string | undefined): void {
     this.#members.delete(pid)
     if (this.#members.size === 0) this.#whenEmpty()
     if (this.#closing || (state === 'stopping' && !failure)) return
     if (failure) {
       this.failures++
-      this.#history = died(this.#history, served)
+      this.#history = died(this.#history, state === 'starting' || performance.now() - bornMs < EARLY_MS)
       const { holdTicks } = this.#history
       this.#options.say('warn', 'child died', { pid, reason: failure, served, replacedAfterTicks: holdTicks })
     } else if (this.#members.size < this.#maxChildren) {

@@ -41,6 +41,9 @@ type Call = (...args: readonly (number | Octets | string | null)[]) => number
 
 let bound: Readonly<Record<Name, Call>> | undefined
 
+/** Binds the calls, if no call has done so yet. */
+export const bindCalls = (): void => void calls()
+
 /** Bound at the first call, so that to import this costs no more than koffi itself. */
 function calls(): Readonly<Record<Name, Call>> {
   if (bound) return bound

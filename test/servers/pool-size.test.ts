@@ -122,11 +122,11 @@ test('of the idle ones that which served most is ended first', () => {
     assert.equal(decide(board(text, served), limits, ripe).stop, stop, `${text} ${served}`)
 })
 
-test('processes that die before they served anyone are replaced after 1, 2, 4 … 32 ticks', () => {
+test('processes that die as soon as they have started are replaced after 1, 2, 4 … 32 ticks', () => {
   let history = newHistory
   const waited: number[] = []
   for (let death = 0; death < 8; death++) {
-    history = died(history, 0)
+    history = died(history, true)
     for (let tick = 0; ; tick++) {
       const decision = decide(board(''), limits, history)
       history = decision.history
@@ -138,18 +138,30 @@ test('processes that die before they served anyone are replaced after 1, 2, 4 �
   assert.deepEqual(waited, [1, 2, 4, 8, 16, 32, 32, 32])
 })
 
-test('one that dies after it had served is replaced at once, and the hold is forgotten', () => {
+test('of several that die together as soon as they have started only one counts', () => {
   let history = newHistory
-  for (let death = 0; death < 5; death++) history = died(history, 0)
+  for (let death = 0; death < 5; death++) history = died(history, true)
+  assert.deepEqual([history.holdTicks, history.earlyDeaths, history.owed], [1, 1, 5])
+})
+
+test('early deaths are forgotten when the pool has what it wants', () => {
+  const died5 = { ...newHistory, earlyDeaths: 5 }
+  assert.equal(decide(board('iis'), limits, died5).history.earlyDeaths, 5, 'one may still die of its start')
+  assert.equal(decide(board('iib'), limits, died5).history.earlyDeaths, 0)
+})
+
+test('one that dies later than at its start is replaced at once, and the hold is forgotten', () => {
+  let history = newHistory
+  for (let death = 0; death < 5; death++) history = died({ ...history, holdTicks: 0 }, true)
   assert.equal(history.holdTicks, 16)
-  history = died(history, 1)
+  history = died(history, false)
   assert.equal(history.holdTicks, 0)
   assert.ok(decide(board('bb'), limits, history).fork > 0)
-  assert.equal(died(history, 0).holdTicks, 1)
+  assert.equal(died(history, true).holdTicks, 1)
 })
 
 test('the dead are replaced though enough are idle, as far as the limit allows', () => {
-  const twice = died(died({ ...newHistory, rate: 4 }, 1), 1)
+  const twice = died(died({ ...newHistory, rate: 4 }, false), false)
   const replaced = decide(board('iiiibb'), limits, twice)
   assert.equal(replaced.fork, 2)
   assert.equal(decide(board('iiiibbss'), limits, replaced.history).fork, 0, 'once each')
@@ -192,7 +204,7 @@ function play(
       members = members.filter(member => {
         if (member.state === 'stopping') return random() < 0.5
         if (!calm && random() < 0.05) {
-          history = died(history, member.served)
+          history = died(history, member.served === 0)
           return false
         }
         if (member.state === 'starting' && random() < 0.7) member.state = 'idle'
