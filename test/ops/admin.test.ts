@@ -69,7 +69,7 @@ test(
         method,
         ...(method === 'POST' && { body: 'x'.repeat(100_000) }),
       })
-    for (const path of ['/livez', '/readyz', '/readyz?verbose', '/metrics', '/whoami']) {
+    for (const path of ['/livez', '/readyz', '/readyz?verbose', '/metrics', '/whoami', '/state']) {
       const head = await ask('HEAD', path)
       assert.deepEqual([head.status, await head.text()], [200, ''], path)
       for (const method of ['POST', 'PUT', 'DELETE', 'OPTIONS']) {
@@ -84,7 +84,7 @@ test(
     }
     for (const path of ['/', '/livez/', '/LIVEZ', '//livez', '/state', '/__proto__', '/constructor', '/%']) {
       const { statusCode, body } = await get(server, path)
-      const expected = `no ${path} here; there are /livez /readyz /metrics /whoami\n`
+      const expected = `no ${path} here; there are /livez /readyz /metrics /whoami /state\n`
       assert.deepEqual([statusCode, body], [404, expected])
     }
   },
@@ -144,6 +144,12 @@ test('/metrics is well formed, has every metric of the role, and its values move
     connections_total: 0,
     connections_active: 0,
     connections_waiting: 0,
+    'children{state="starting"}': 0,
+    'children{state="idle"}': 0,
+    'children{state="busy"}': 0,
+    'children{state="stopping"}': 0,
+    forks_total: 0,
+    child_failures_total: 0,
   }
   assert.deepEqual(ours(before), none)
   const sockets = [await open(t, server), await open(t, server)]
@@ -173,7 +179,7 @@ test('/metrics of the DNS server is well formed too, and has the metrics of its 
   await server.line('service ready')
   const { types, samples } = parseMetrics((await get({ adminPort }, '/metrics')).body)
   for (const [name, { type }] of Object.entries(metrics))
-    assert.equal(types.get(name), name.startsWith('roundelay_echo_') ? undefined : type, name)
+    assert.equal(types.get(name), /^roundelay_(echo|inetd)_/.test(name) ? undefined : type, name)
   const service = 'service="echo.roundelay.test"'
   assert.equal(samples.get(`roundelay_service_ready{${service}}`), 1)
   assert.equal(samples.get(`roundelay_endpoint_answered{${service},address="127.0.0.2"}`), 1)
@@ -189,6 +195,7 @@ test('/whoami says who the replica is, where it runs and what it has done', opti
   assert.ok(uptimeSeconds >= 0 && uptimeSeconds < 60)
   assert.deepEqual(who, {
     name: 'echo-1',
+    model: 'event-loop',
     version: ready.version,
     addresses: ready.listen,
     pod: 'echo-1',
