@@ -82,7 +82,7 @@ test(
         assert.equal(response.headers.get('allow'), 'GET, HEAD')
       }
     }
-    for (const path of ['/', '/livez/', '/LIVEZ', '//livez', '/state', '/__proto__', '/constructor', '/%']) {
+    for (const path of ['/', '/livez/', '/LIVEZ', '//livez', '/states', '/__proto__', '/constructor', '/%']) {
       const { statusCode, body } = await get(server, path)
       const expected = `no ${path} here; there are /livez /readyz /metrics /whoami /state\n`
       assert.deepEqual([statusCode, body], [404, expected])
