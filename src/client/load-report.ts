@@ -34,6 +34,8 @@ export interface LoadProgress {
   /** With a rate: operations that were due and never sent. */
   readonly unsent: number
   readonly failedLookUps: number
+  /** Why connections failed, and how many for each. */
+  readonly reasons: Readonly<Record<string, number>>
   /** Every address that stood in an answer. */
   readonly replicas: readonly ReplicaResult[]
 }
@@ -91,7 +93,7 @@ const round = (value: number) => Math.round(value * 1000) / 1000
 
 /** One object for programs: options, counts, times in milliseconds, shares from 0 to 1; null where nothing was done. */
 export function toJson(options: LoadOptions, result: LoadResult) {
-  const { elapsedMs, behind, unsent, failedLookUps, replicas } = result
+  const { elapsedMs, behind, unsent, failedLookUps, reasons, replicas } = result
   const { dns, size, rate, ...rest } = options
   const sum = totals(result)
   return {
@@ -103,6 +105,7 @@ export function toJson(options: LoadOptions, result: LoadResult) {
     operationsPerSecond: round(perSecond(sum.done, elapsedMs)),
     ...sum,
     failedLookUps,
+    failedFor: reasons,
     behind,
     unsent,
     latencyMs: latencyMs(result.latency) ?? null,
@@ -118,7 +121,8 @@ export function toJson(options: LoadOptions, result: LoadResult) {
 
 /** The same as text for people. */
 export function toText(options: LoadOptions, result: LoadResult): string {
-  const { replicas, elapsedMs, behind, unsent } = result
+  const { replicas, elapsedMs, behind, unsent, reasons } = result
+  const failures = Object.entries(reasons).map(([reason, count]) => `${thousands(count)} ${reason}`)
   const sum = totals(result)
   const even = evenness(replicas.map(({ connections }) => connections))
   const rate = `${thousands(perSecond(sum.done, elapsedMs))} operations/s`
@@ -135,6 +139,7 @@ export function toText(options: LoadOptions, result: LoadResult): string {
   return [
     what(options),
     `${rate} for ${(elapsedMs / 1000).toFixed(1)} s: ${countsText(sum)}`,
+    ...(failures.length > 0 ? [`failed for: ${failures.join(', ')}`] : []),
     ...(options.rate > 0
       ? [`${thousands(behind)} were sent over 1 ms behind their time, ${thousands(unsent)} never`]
       : []),

@@ -108,6 +108,7 @@ class Load {
   readonly #replicas = new Map<string, ReplicaResult>()
   /** Whose connection it is while the look-up is under way: look-ups that fail are counted here. */
   readonly #nobody = newReplica('')
+  readonly #reasons = new Map<string, number>()
   readonly #flows: readonly Flow[]
   /** Connections that have neither been opened nor failed yet; the clock starts when there are none. */
   readonly #unopened: Set<Flow>
@@ -227,7 +228,7 @@ class Load {
     const { transport, port } = this.#options
     const attempt = ++flow.attempt
     const ifCurrent = (act: () => void) => flow.attempt === attempt && act()
-    const fail = () => ifCurrent(() => this.#fail(flow))
+    const fail = (error?: Error) => ifCurrent(() => this.#fail(flow, reasonOf(error)))
     flow.state = 'opening'
     flow.replica = this.#nobody
     flow.begunMs = performance.now()
@@ -257,8 +258,9 @@ class Load {
   }
 
   /** The connection is of no more use, and not by our choice: it is opened anew after a pause. */
-  #fail(flow: Flow): void {
+  #fail(flow: Flow, reason: string): void {
     flow.replica.failed++
+    this.#reasons.set(reason, (this.#reasons.get(reason) ?? 0) + 1)
     this.#shut(flow)
     flow.state = 'pausing'
     const retry = () => {
@@ -287,7 +289,7 @@ class Load {
     flow.unheard = 0
     const { transport, newConnection } = this.#options
     if (transport === 'udp') this.#datagram(flow, octets)
-    if (transport === 'tcp' && !this.#piece(flow, octets)) this.#fail(flow)
+    if (transport === 'tcp' && !this.#piece(flow, octets)) this.#fail(flow, 'a wrong reply')
     else if (newConnection && flow.pending.size === 0) this.#shut(flow)
     this.#pump(flow)
   }
@@ -346,7 +348,7 @@ class Load {
     if (this.#phase === 'over') return
     const now = performance.now()
     for (const flow of this.#flows) {
-      if (flow.state === 'opening' && now - flow.begunMs > timeoutMs) this.#fail(flow)
+      if (flow.state === 'opening' && now - flow.begunMs > timeoutMs) this.#fail(flow, 'not open in time')
       const before = flow.unheard
       for (const [n, { sentMs }] of flow.pending) {
         if (now - sentMs <= timeoutMs) break
@@ -357,7 +359,7 @@ class Load {
       }
       if (flow.unheard === before) continue
       // A stream has no room for a lost reply.
-      if (transport === 'tcp' || flow.unheard >= SILENT_ROUNDS * outstanding) this.#fail(flow)
+      if (transport === 'tcp' || flow.unheard >= SILENT_ROUNDS * outstanding) this.#fail(flow, 'silence')
       // A late reply must not be taken for the next one's.
       else if (newConnection || !this.#payloads.numbered) this.#shut(flow)
       this.#pump(flow)
@@ -377,6 +379,7 @@ class Load {
       behind: this.#behind,
       unsent: Math.max(0, this.#released - this.#sent),
       failedLookUps: this.#nobody.failed,
+      reasons: Object.fromEntries(this.#reasons),
       replicas: [...this.#replicas.values()].sort((a, b) =>
         a.address.localeCompare(b.address, undefined, { numeric: true }),
       ),
@@ -389,6 +392,9 @@ class Load {
     return { ...this.#progress(), latency }
   }
 }
+
+const reasonOf = (error?: NodeJS.ErrnoException): string =>
+  error ? (error.code ?? error.message) : 'closed by the server'
 
 const newReplica = (address: string): ReplicaResult => {
   const counts = { connections: 0, done: 0, lost: 0, wrong: 0, late: 0, failed: 0 }

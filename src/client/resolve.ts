@@ -1,7 +1,7 @@
 /** The addresses of a server that is named on the command line: what `send` and `load` share. */
 import { lookup, Resolver } from 'node:dns/promises'
 import { isIP } from 'node:net'
-import { formatAddress, type SocketAddress } from '../parse.ts'
+import { formatAddress, type SocketAddress, UsageError } from '../parse.ts'
 
 /** `each`: every call asks; `once`: the first answer is kept for ever; `ttl`: an answer is kept for its TTL. */
 export const resolveModes = ['each', 'once', 'ttl'] as const
@@ -26,6 +26,8 @@ export function resolver(
   timeoutMs: number,
   mode: ResolveMode,
 ): Resolve {
+  if (/^[^:]+:\d+$|^\[/.test(host))
+    throw new UsageError(`Cannot look up "${host}": give a name or an address here, the port with --port`)
   if (isIP(host)) return async () => ({ addresses: [host], ttlSeconds: 0 })
   return keep(dns || mode === 'ttl' ? askDns(host, dns, timeoutMs) : askSystem(host), mode)
 }

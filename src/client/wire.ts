@@ -14,8 +14,8 @@ export interface WireEvents {
   readonly opened: () => void
   /** A datagram, or whatever piece of the stream has come. */
   readonly received: (octets: Buffer) => void
-  /** It could not be opened, the peer refused, or ended it. */
-  readonly broken: () => void
+  /** It could not be opened, or the peer refused (`error` says so), or ended it. */
+  readonly broken: (error?: Error) => void
 }
 
 export const openWire = (transport: Transport, server: SocketAddress, events: WireEvents): Wire =>
@@ -35,7 +35,7 @@ function openUdp({ address, port }: SocketAddress, { opened, received, broken }:
   socket.on('message', received).on('error', broken)
   socket.connect(port, address, opened)
   // Without a callback an error of `send` (refused before) is swallowed.
-  const sent = (error: Error | null) => error && broken()
+  const sent = (error: Error | null) => error && broken(error)
   return {
     send: payload => socket.send(payload, sent),
     close: () => void socket.close(),
@@ -44,12 +44,12 @@ function openUdp({ address, port }: SocketAddress, { opened, received, broken }:
 
 function openTcp({ address, port }: SocketAddress, { opened, received, broken }: WireEvents): Wire {
   const socket = connect({ host: address, port, noDelay: true })
-  // Whatever the error was, `close` follows it.
+  // `close` follows an error, and is then one too many.
   socket
     .on('connect', opened)
     .on('data', received)
-    .on('error', () => {})
-    .on('close', broken)
+    .on('error', broken)
+    .on('close', () => broken())
   const flush = () => socket.uncork()
   return {
     send(payload) {

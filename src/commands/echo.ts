@@ -108,6 +108,7 @@ function chooseTransports({ model, udp, tcp }: Options<'echo'>): readonly Transp
 const flagsOf: Partial<Record<FlagName, readonly ModelName[]>> = {
   maxConnections: ['event-loop'],
   maxChildren: ['concurrent', 'prefork'],
+  idleTimeout: ['concurrent', 'prefork', 'event-loop'],
   start: ['prefork'],
   minSpare: ['prefork'],
   maxSpare: ['prefork'],
@@ -115,7 +116,7 @@ const flagsOf: Partial<Record<FlagName, readonly ModelName[]>> = {
 }
 
 /** A flag that would do nothing is a mistake; a variable may stand for other replicas too. */
-function refuseOthersFlags({ model, given, minSpare, maxSpare, maxChildren }: Options<'echo'>): void {
+function refuseOthersFlags({ model, given, start, minSpare, maxSpare, maxChildren }: Options<'echo'>): void {
   for (const [flag, owners] of Object.entries(flagsOf) as [FlagName, readonly ModelName[]][])
     if (given.get(flag) === 'flag' && !owners.includes(model))
       throw new UsageError(
@@ -126,6 +127,8 @@ function refuseOthersFlags({ model, given, minSpare, maxSpare, maxChildren }: Op
     throw new UsageError(
       `Cannot keep --min-spare ${minSpare} with --max-spare ${maxSpare}: it must not be more`,
     )
+  if (start > maxChildren && given.has('start'))
+    throw new UsageError(`Cannot --start ${start} with --max-children ${maxChildren}: it must not be more`)
   if (minSpare > maxChildren)
     throw new UsageError(
       `Cannot keep --min-spare ${minSpare} with --max-children ${maxChildren}: it must not be more`,

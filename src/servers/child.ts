@@ -62,9 +62,11 @@ export function serveConnection(
   }
 }
 
+/** False when the parent is gone. */
+const tell = (state: string) => send(CONTROL, Buffer.from(state), state.length, 0) > 0
+
 /** Takes clients from the listening sockets until the parent says that it is enough, or `maxRequests` were served. */
 function serveListeners(protocol: Protocol, { listeners, idleMs, maxRequests }: ChildOrders): void {
-  const tell = (state: string) => send(CONTROL, Buffer.from(state), state.length, 0) > 0
   const watched = [CONTROL, ...Array.from({ length: listeners }, (_, i) => FIRST_LISTENER + i)]
   const { fds, ready } = pollSet(watched)
   for (let served = 0; maxRequests === 0 || served < maxRequests; ) {
@@ -118,6 +120,8 @@ function parentGone(): boolean {
 if (import.meta.main) {
   const orders: ChildOrders = JSON.parse(process.argv[2])
   const protocol: Protocol = (await import(orders.protocol.module))[orders.protocol.name]
-  if (orders.listeners === 0) serveConnection(CONNECTION, protocol, orders.idleMs, parentGone)
-  else serveListeners(protocol, orders)
+  if (orders.listeners === 0) {
+    tell(BUSY)
+    serveConnection(CONNECTION, protocol, orders.idleMs, parentGone)
+  } else serveListeners(protocol, orders)
 }

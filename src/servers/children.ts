@@ -12,6 +12,8 @@ import { type ChildOrders, CONTROL } from './orders.ts'
  */
 export const compileCache = () => ({ NODE_COMPILE_CACHE: join(tmpdir(), 'node-compile-cache') })
 
+/** Long, for a busy machine. */
+const START_DEADLINE_MS = 20_000
 const program = fileURLToPath(new URL('child.ts', import.meta.url))
 
 export interface Child {
@@ -19,6 +21,8 @@ export interface Child {
   readonly pid: number
   /** To and from the child; its end tells the child that we are gone. */
   readonly control: Socket
+  /** Resolves when it has said something: it has started. */
+  readonly spoke: Promise<void>
   /** Resolves with undefined when the child ended as it should, else with why it did. */
   readonly ended: Promise<string | undefined>
 }
@@ -33,12 +37,19 @@ export function startChild(
   listeners: readonly number[],
   refused: (error: Error) => void,
 ): Child | undefined {
-  const child = spawn(process.execPath, [program, JSON.stringify(orders)], {
-    stdio: [connection, 'ignore', 'inherit', 'pipe', ...listeners],
-    // Ctrl-C at a terminal is for the parent, which lets clients finish.
-    detached: true,
-    env: { ...compileCache(), ...process.env },
-  })
+  let child: ChildProcess
+  try {
+    child = spawn(process.execPath, [program, JSON.stringify(orders)], {
+      stdio: [connection, 'ignore', 'inherit', 'pipe', ...listeners],
+      // Ctrl-C at a terminal is for the parent, which lets clients finish.
+      detached: true,
+      env: { ...compileCache(), ...process.env },
+    })
+  } catch (error) {
+    // Of what may be wrong spawn throws some (ENOMEM) and emits the rest (EAGAIN, EMFILE).
+    refused(error as Error)
+    return undefined
+  }
   const { pid } = child
   if (pid === undefined) {
     child.once('error', refused)
@@ -48,9 +59,14 @@ export function startChild(
   // The child may end at any time.
   control.on('error', () => {})
   const ended = new Promise<string | undefined>(resolve => {
-    child.once('exit', (code, signal) =>
+    // Not 'exit', which may come before the last that it said.
+    child.once('close', (code, signal) =>
       resolve(code === 0 ? undefined : signal ? `killed by ${signal}` : `exit code ${code}`),
     )
   })
-  return { process: child, pid, control, ended }
+  const spoke = new Promise<void>(resolve => control.once('data', () => resolve()))
+  // Where the system runs out of threads in the middle of it, Node may hang in its start.
+  const late = setTimeout(() => child.kill('SIGKILL'), START_DEADLINE_MS)
+  for (const over of [spoke, ended]) over.then(() => clearTimeout(late))
+  return { process: child, pid, control, spoke, ended }
 }

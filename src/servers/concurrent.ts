@@ -9,7 +9,7 @@ import { bindAll, openNothing, untilDeadline } from '../bind.ts'
 import type { Protocol } from '../protocols.ts'
 import { type Child, startChild } from './children.ts'
 import { Listeners } from './listeners.ts'
-import { type EchoCounters, type EchoService, noCounts, type ServerOptions, sparingly } from './service.ts'
+import { type ChildState, type EchoService, type ServerOptions, sparingly } from './service.ts'
 
 const FORK_RETRY_MS = 250
 
@@ -23,52 +23,50 @@ export async function concurrent(protocol: Protocol, options: Options): Promise<
     listeners: 0,
     maxRequests: 0,
   }
-  const children = new Set<Child>()
+  /** The state of each that lives. */
+  const children = new Map<Child, ChildState>()
   const tally = { forks: 0, failures: 0 }
   let closing = false
   let whenIdle = () => {}
 
   const refused = sparingly(err => say('error', 'cannot make a process: clients wait', { err }))
-  /** The client waits, unread, until there is a process for it. */
-  async function fork(connection: Socket): Promise<Child | undefined> {
-    while (!closing && !connection.destroyed) {
+  const sayDied = sparingly(details => say('warn', 'child died: its client is cut off', details))
+  const sayDiedEarly = sparingly(details => say('warn', 'child died at its start: its client waits', details))
+
+  /** The client waits, unread, until a process says that it has it. Resolves when all is over. */
+  async function fork(connection: Socket): Promise<void> {
+    for (; !closing && !connection.destroyed; await sleep(FORK_RETRY_MS)) {
       const child = startChild(orders, connection, [], refused)
-      if (child) return child
-      await sleep(FORK_RETRY_MS)
+      if (!child) continue
+      tally.forks++
+      children.set(child, 'starting')
+      child.spoke.then(() => {
+        children.set(child, 'busy')
+        counters.connections++
+        // It has its own descriptor of it.
+        connection.destroy()
+      })
+      const reason = await child.ended
+      const early = children.get(child) === 'starting'
+      children.delete(child)
+      if (!reason && !early) return
+      tally.failures++
+      const say = early ? sayDiedEarly : sayDied
+      if (!closing) say({ child: child.pid, reason })
+      if (!early) return
     }
-    return undefined
   }
 
   async function serve(connection: Socket): Promise<void> {
     connection.on('error', () => connection.destroy())
-    const child = await fork(connection)
-    // The child has its own descriptor of it.
+    await fork(connection)
     connection.destroy()
-    if (child) {
-      tally.forks++
-      counters.connections++
-      children.add(child)
-      const failure = await child.ended
-      children.delete(child)
-      if (failure && !closing) {
-        tally.failures++
-        say('warn', 'child died: its client is cut off', { pid: child.pid, reason: failure })
-      }
-    }
     listeners.left()
     if (listeners.active === 0) whenIdle()
   }
 
   const listeners = new Listeners(options.maxChildren, connection => void serve(connection), say)
-  const counters: EchoCounters = {
-    ...noCounts(),
-    get active() {
-      return listeners.active
-    },
-    get waiting() {
-      return listeners.waiting
-    },
-  }
+  const counters = listeners.counters()
   const bound = await bindAll(options.listen, listeners.open, openNothing)
 
   return {
@@ -76,7 +74,7 @@ export async function concurrent(protocol: Protocol, options: Options): Promise<
     addresses: bound.map(({ address }) => address),
     counters,
     children: () => ({
-      scoreboard: [...children].map(({ pid }) => ({ pid, state: 'busy', served: 1 })),
+      scoreboard: [...children].map(([{ pid }, state]) => ({ pid, state, served: 1 })),
       ...tally,
     }),
     async close(deadline) {
@@ -87,7 +85,7 @@ export async function concurrent(protocol: Protocol, options: Options): Promise<
         if (listeners.active === 0) resolve()
       })
       await untilDeadline(idle, deadline, () => {
-        for (const child of children) child.process.kill('SIGKILL')
+        for (const child of children.keys()) child.process.kill('SIGKILL')
       })
     },
   }

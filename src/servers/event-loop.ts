@@ -8,7 +8,7 @@ import type { Socket } from 'node:net'
 import { bindAll, MAX_QUEUED_OCTETS, openNothing, openUdp, udpSocket, untilDeadline } from '../bind.ts'
 import { NO_REPLY, type Protocol, SMALL_SERVICE_PORTS } from '../protocols.ts'
 import { Listeners } from './listeners.ts'
-import { type EchoCounters, type EchoService, models, noCounts, type ServerOptions } from './service.ts'
+import { type EchoCounters, type EchoService, models, type ServerOptions } from './service.ts'
 
 type Options = Pick<ServerOptions, 'listen' | 'idleMs' | 'maxConnections' | 'say'> &
   Partial<Pick<ServerOptions, 'transports'>>
@@ -31,15 +31,7 @@ export async function eventLoop(protocol: Protocol, options: Options): Promise<E
   }
   let whenIdle = () => {}
   const listeners = new Listeners(options.maxConnections, serve, options.say)
-  const counters: EchoCounters = {
-    ...noCounts(),
-    get active() {
-      return listeners.active
-    },
-    get waiting() {
-      return listeners.waiting
-    },
-  }
+  const counters = listeners.counters()
   const bound = await bindAll(
     options.listen,
     transports.includes('tcp') ? listeners.open : openNothing,

@@ -18,7 +18,7 @@ export interface ThreadOrders {
   /** Datagrams from these ports are dropped. */
   readonly blocked: ReadonlySet<number>
   readonly counts: Float64Array<SharedArrayBuffer>
-  /** Not 0 once the thread shall end; it must then be woken by shutdown(2). */
+  /** 1: end when nothing waits any more; it must then be woken by shutdown(2). 2: end at once. */
   readonly stop: Int32Array<SharedArrayBuffer>
 }
 
@@ -31,6 +31,7 @@ function serve(protocol: Protocol, { fd, blocked, counts, stop }: ThreadOrders):
   for (;;) {
     peerLength[0] = peer.length
     const length = recvfrom(fd, buffer, 0, peer, peerLength)
+    if (Atomics.load(stop, 0) === 2) return
     // After shutdown(2) what waits is still received, then come empty messages from nobody.
     if (length === 0 && peerLength[0] === 0 && Atomics.load(stop, 0) !== 0) return
     if (length < 0) {

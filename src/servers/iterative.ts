@@ -5,7 +5,7 @@
  */
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
-import { RECEIVE_BUFFER_OCTETS } from '../bind.ts'
+import { RECEIVE_BUFFER_OCTETS, untilDeadline } from '../bind.ts'
 import { type Protocol, SMALL_SERVICE_PORTS } from '../protocols.ts'
 import { headers } from '../sys/layouts.ts'
 import { close, shutdown } from '../sys/libc.ts'
@@ -66,10 +66,12 @@ export async function iterative({ name, module }: Protocol, { listen }: Options)
         return total(RESULTS.failed)
       },
     },
-    async close() {
+    async close(deadline) {
       process.off('exit', wake)
       wake()
-      await Promise.all(threads.map(({ ended }) => ended))
+      const ended = Promise.all(threads.map(({ ended }) => ended))
+      // Under a flood something always waits.
+      await untilDeadline(ended, deadline, () => Atomics.store(stop, 0, 2))
       closeAll()
     },
   }

@@ -9,7 +9,7 @@ import { createServer, type Server, type ServerOpts, type Socket } from 'node:ne
 import { type Open, openTcp } from '../bind.ts'
 import type { SocketAddress } from '../parse.ts'
 import { whyUnavailable } from '../sys/available.ts'
-import { type ServerOptions, sparingly } from './service.ts'
+import { type EchoCounters, noCounts, type ServerOptions, sparingly } from './service.ts'
 
 const KEEP_ALIVE_MS = 60_000
 const RESUME_RETRY_MS = 100
@@ -39,7 +39,7 @@ export class Listeners {
   readonly cap: number
   readonly #serve: (socket: Socket) => void
   readonly #full: (details: object) => void
-  readonly #all: Listener[] = []
+  readonly #all = new Set<Listener>()
   #active = 0
   #paused = false
 
@@ -54,7 +54,21 @@ export class Listeners {
   }
 
   get waiting(): number {
-    return this.#all.reduce((sum, listener) => sum + listener.queued(), 0)
+    return [...this.#all].reduce((sum, listener) => sum + listener.queued(), 0)
+  }
+
+  /** With those of connections as they are at the time of reading. */
+  counters(): EchoCounters {
+    const listeners = this
+    return {
+      ...noCounts(),
+      get active() {
+        return listeners.active
+      },
+      get waiting() {
+        return listeners.waiting
+      },
+    }
   }
 
   /** For `bindAll`. */
@@ -62,8 +76,12 @@ export class Listeners {
     const why = await whyUnavailable()
     const make = () => createServer(serverOptions, socket => this.#accept(socket))
     const { socket, port } = why ? await openPortable(wanted, make) : await openLinux(wanted, make)
-    this.#all.push(socket)
-    return { socket, port }
+    this.#all.add(socket)
+    const close = () => {
+      this.#all.delete(socket)
+      socket.close()
+    }
+    return { socket: { ...socket, close }, port }
   }
 
   #accept(socket: Socket): void {
@@ -87,7 +105,7 @@ export class Listeners {
 
   close(): void {
     for (const listener of this.#all) listener.close()
-    this.#all.length = 0
+    this.#all.clear()
   }
 }
 

@@ -4,7 +4,7 @@ import type { Protocol } from '../protocols.ts'
 /** The child's descriptors. */
 export const CONNECTION = 0
 /**
- * A socket to the parent. The child says `IDLE` or `BUSY` when it becomes so; whatever the parent says means: end when
+ * A socket to the parent. The child says `IDLE` or `BUSY` when it becomes so, first when it has started; whatever the parent says means: end when
  * idle. Its end of file means that the parent is gone: end now.
  */
 export const CONTROL = 3

@@ -48,7 +48,7 @@ export async function prefork(protocol: Protocol, options: Options): Promise<Ech
     counters: pool.counters,
     children: () => ({ scoreboard: pool.scoreboard, forks: pool.forks, failures: pool.failures }),
     notReady: () =>
-      pool.scoreboard.some(({ state }) => state !== 'starting') ? undefined : 'no process has started yet',
+      pool.scoreboard.some(({ state }) => state !== 'starting') ? undefined : 'no process is ready',
     close: deadline => pool.close(deadline),
   }
 }
@@ -65,6 +65,7 @@ class Pool {
   readonly #orders: ChildOrders
   readonly #options: Options
   readonly #maxChildren: number
+  readonly #tickMs: number
   #listeners: readonly number[]
   readonly #full: (details: object) => void
   readonly #refused: (error: Error) => void
@@ -82,6 +83,7 @@ class Pool {
     this.#orders = { protocol: { module, name }, idleMs, listeners: listeners.length, maxRequests }
     this.#options = options
     this.#listeners = listeners
+    this.#tickMs = options.tickMs ?? TICK_MS
     this.#maxChildren = Math.min(options.maxChildren, descriptorRoom())
     const { say } = options
     this.#full = sparingly(details => say('warn', 'process cap reached: further clients wait', details))
@@ -97,7 +99,7 @@ class Pool {
       },
     }
     this.#forkSome(Math.min(start, this.#maxChildren))
-    this.#ticking = setInterval(() => this.#tick(), options.tickMs ?? TICK_MS)
+    this.#ticking = setInterval(() => this.#tick(), this.#tickMs)
   }
 
   get scoreboard(): Children['scoreboard'] {
@@ -158,8 +160,8 @@ class Pool {
     if (failure) {
       this.failures++
       this.#history = died(this.#history, state === 'starting' || performance.now() - bornMs < EARLY_MS)
-      const { holdTicks } = this.#history
-      this.#options.say('warn', 'child died', { pid, reason: failure, served, replacedAfterTicks: holdTicks })
+      const heldSeconds = (this.#history.holdTicks * this.#tickMs) / 1000
+      this.#options.say('warn', 'child died', { child: pid, reason: failure, served, heldSeconds })
     } else if (this.#members.size < this.#maxChildren) {
       // It has served its share.
       this.#fork()

@@ -30,6 +30,7 @@ const result: LoadResult = {
   elapsedMs: 2000,
   behind: 3,
   unsent: 4,
+  reasons: { ECONNREFUSED: 2 },
   failedLookUps: 5,
   latency: histogram(1, 2, 3, 4),
   replicas: [
@@ -59,7 +60,7 @@ test('the JSON has units in its names, shares that add up, and null where nothin
     elapsedMs: 2000,
     operationsPerSecond: 2,
     ...{ done: 4, lost: 2, wrong: 0, late: 0, failed: 9 },
-    ...{ failedLookUps: 5, behind: 3, unsent: 4 },
+    ...{ failedLookUps: 5, failedFor: { ECONNREFUSED: 2 }, behind: 3, unsent: 4 },
     evennessOfConnections: { chiSquare: 3, degreesOfFreedom: 1, maxOverMean: 2 },
   })
   assert.deepEqual(Object.keys(latencyMs), ['p50', 'p90', 'p99', 'p999', 'max'])
@@ -74,10 +75,11 @@ test('the text says what was run and has a line for each replica, also for one t
   const lines = toText(load, result).split('\n')
   assert.match(lines[0], /^tcp echo\.test port 7, 32 octets, closed loop, 4 connections, up to 2 in flight/)
   assert.equal(lines[1], '2 operations/s for 2.0 s: 4 done, 2 lost, 0 wrong, 0 late, 9 failed')
-  assert.match(lines[2], /^latency in ms: p50 2\.\d+ {2}p90 .* p99\.9 .* max 4\.\d+$/)
-  assert.match(lines[5], /^127\.0\.0\.2 +3 +4 +100\.0 +2\.\d+ +4\.\d+ +4\.\d+$/)
-  assert.match(lines[6], /^127\.0\.0\.3 +0 +0 +0\.0 +- +- +-$/)
-  assert.equal(lines[8], 'evenness of connections: χ² 3.00 (degrees of freedom: 1), max/mean 2.00')
+  assert.equal(lines[2], 'failed for: 2 ECONNREFUSED')
+  assert.match(lines[3], /^latency in ms: p50 2\.\d+ {2}p90 .* p99\.9 .* max 4\.\d+$/)
+  assert.match(lines[6], /^127\.0\.0\.2 +3 +4 +100\.0 +2\.\d+ +4\.\d+ +4\.\d+$/)
+  assert.match(lines[7], /^127\.0\.0\.3 +0 +0 +0\.0 +- +- +-$/)
+  assert.equal(lines[9], 'evenness of connections: χ² 3.00 (degrees of freedom: 1), max/mean 2.00')
   const open = toText({ ...load, rate: 1500 }, { ...result, replicas: [], latency: histogram() })
   assert.match(open, /open loop of 1,500\/s/)
   assert.match(open, /^3 were sent over 1 ms behind their time, 4 never$/m)

@@ -434,7 +434,7 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
       const [killed] = await holdersOf([victim])
       process.kill(killed, 'SIGKILL')
       await ended(victim)
-      const line = await replica.line(line => line.pid === killed)
+      const line = await replica.line(line => line.child === killed)
       assert.equal(line.level, 'warn')
       assert.match(line.msg, /^child died/)
       assert.equal(line.reason, 'killed by SIGKILL')

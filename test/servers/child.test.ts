@@ -83,7 +83,7 @@ test(
       socket.end(payload)
       assert.ok(payload.equals(await buffer(socket)))
       assert.deepEqual(await exited, ends)
-      assert.equal(states(), '', 'nobody has to know')
+      assert.equal(states(), 'b', 'it says when it has it')
     }
   },
 )

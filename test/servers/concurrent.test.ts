@@ -1,5 +1,8 @@
 import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { test } from 'node:test'
 import { echo } from '../../src/protocols.ts'
 import type { concurrent as Concurrent } from '../../src/servers/concurrent.ts'
@@ -63,7 +66,7 @@ test('it counts connections, processes and failures', options, async t => {
     {
       level: 'warn',
       message: 'child died: its client is cut off',
-      details: { pid: killed, reason: 'killed by SIGKILL' },
+      details: { child: killed, reason: 'killed by SIGKILL' },
     },
   ])
   await Promise.race([ended(a), ended(b)])
@@ -148,4 +151,39 @@ test('an address in use is named with its code and port', options, async t => {
     address: '127.0.0.1',
     port,
   })
+})
+
+test('a process that dies at its start costs no client: it waits for another', options, async t => {
+  const folder = mkdtempSync(join(tmpdir(), 'roundelay-cure-'))
+  process.env.DYING_ECHO_CURE = join(folder, 'cure')
+  t.after(() => {
+    delete process.env.DYING_ECHO_CURE
+    rmSync(folder, { recursive: true })
+  })
+  const module = new URL('../conformance/dying-echo.ts', import.meta.url).href
+  const server = await serve(t, concurrent, { ...echo, name: 'dyingEcho', module })
+  const socket = await client(t, server.port)
+  socket.write('patience')
+  await until('two have died', () => (server.children?.().failures ?? 0) >= 2)
+  assert.equal(server.counters.connections, 0)
+  writeFileSync(process.env.DYING_ECHO_CURE, '')
+  assert.equal(await read(socket, 8), 'patience')
+  assert.equal(server.counters.connections, 1)
+  assert.deepEqual(
+    server.said.map(({ message }) => message),
+    ['child died at its start: its client waits'],
+    'not said with every one',
+  )
+})
+
+test('whatever spawn throws, the server lives and its clients wait', options, async t => {
+  // Longer than an argument may be: E2BIG, one of those that Node throws.
+  const server = await serve(t, concurrent, { ...echo, module: `data:,${'x'.repeat(200_000)}` })
+  const socket = await client(t, server.port)
+  await until('it is said', () => server.said.length > 0)
+  const [{ level, message, details }] = server.said
+  assert.deepEqual([level, message], ['error', 'cannot make a process: clients wait'])
+  assert.equal((details.err as NodeJS.ErrnoException).code, 'E2BIG')
+  assert.equal(socket.closed, false)
+  socket.destroy()
 })

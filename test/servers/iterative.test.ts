@@ -58,7 +58,7 @@ test('an uncaught error ends a process though its thread is blocked', options, a
 })
 
 test('a process with a closed server ends by itself', options, async t => {
-  const end = 'await server.close(); process.stdin.destroy()'
+  const end = 'await server.close(new AbortController().signal); process.stdin.destroy()'
   assert.deepEqual(await program(t, end), { code: 0, signal: null, stderr: '' })
 })
 
@@ -115,12 +115,12 @@ test('what came before the close is answered, and then the port is free', option
   await until('the first is back', () => socket.got.length > 0)
   const sent = new Promise(resolve => socket.send('last', server.port, '127.0.0.1', resolve))
   await sent
-  await server.close(AbortSignal.abort())
+  await server.close(new AbortController().signal)
   await until('all are answered', () => socket.got.length === 101)
   await serve(t, iterative, echo, { listen: [{ address: '127.0.0.1', port: server.port }] })
 })
 
-test('it can be closed while datagrams pour in', options, async t => {
+test('the deadline of a close ends it while datagrams pour in', options, async t => {
   const server = await serve(t, iterative, echo)
   const flood = spawn(process.execPath, ['-e', floodOf, `${server.port}`])
   t.after(() => flood.kill('SIGKILL'))

@@ -93,8 +93,8 @@ test('killed processes are replaced, and said to be dead and why', options, asyn
     [busy, 1],
   ]) {
     process.kill(pid, 'SIGKILL')
-    await until('it is said', () => server.said.some(({ details }) => details.pid === pid))
-    const { level, message, details } = server.said.find(({ details }) => details.pid === pid) ?? {}
+    await until('it is said', () => server.said.some(({ details }) => details.child === pid))
+    const { level, message, details } = server.said.find(({ details }) => details.child === pid) ?? {}
     assert.deepEqual([level, message], ['warn', 'child died'])
     assert.deepEqual([details?.reason, details?.served], ['killed by SIGKILL', served])
     await until(
@@ -116,7 +116,7 @@ test('when all are killed at once, others serve soon', options, async t => {
   await roundTrip(await client(t, server.port), 'served')
   const ticks = (performance.now() - began) / TICK_MS
   t.diagnostic(
-    `served again after ${ticks.toFixed(1)} ticks, told to wait ${server.said.map(({ details }) => details.replacedAfterTicks)}`,
+    `served again after ${ticks.toFixed(1)} ticks, told to wait so many seconds: ${server.said.map(({ details }) => details.heldSeconds)}`,
   )
   assert.equal(server.children?.().failures, 4)
 })
@@ -138,14 +138,14 @@ test(
       module: new URL('../conformance/dying-echo.ts', import.meta.url).href,
     }
     const server = await serve(t, prefork, dying, { tickMs: 20, start: 1, minSpare: 1, maxSpare: 2 })
-    assert.equal(server.notReady?.(), 'no process has started yet')
+    assert.equal(server.notReady?.(), 'no process is ready')
     await until('five have died', () => server.said.length >= 5)
-    assert.equal(server.notReady?.(), 'no process has started yet')
+    assert.equal(server.notReady?.(), 'no process is ready')
     for (const { message, details } of server.said)
       assert.deepEqual([message, details.reason, details.served], ['child died', 'exit code 1', 0])
     assert.deepEqual(
-      server.said.slice(0, 5).map(({ details }) => details.replacedAfterTicks),
-      [1, 2, 4, 8, 16],
+      server.said.slice(0, 5).map(({ details }) => details.heldSeconds),
+      [0.02, 0.04, 0.08, 0.16, 0.32],
     )
     assert.ok((server.children?.().forks ?? 0) <= server.said.length + 1, 'one at a time')
     writeFileSync(cure, '')
@@ -180,7 +180,7 @@ test('processes end after so many clients, and no client is lost', options, asyn
 
 test('with none to start with, the first tick makes one', options, async t => {
   const server = await pool(t, { start: 0, minSpare: 1, maxSpare: 2 })
-  assert.equal(server.notReady?.(), 'no process has started yet')
+  assert.equal(server.notReady?.(), 'no process is ready')
   assert.deepEqual(board(server), [])
   await roundTrip(await client(t, server.port), 'served')
   assert.equal(server.notReady?.(), undefined)
