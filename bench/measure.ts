@@ -37,18 +37,28 @@ export function compile(source: string): string | undefined {
 }
 
 export interface Server {
+  /** 127.0.0.1 where nothing is said. */
+  readonly host?: string
   readonly process: ChildProcess
   readonly port: number
   readonly admin?: number
 }
 
-/** Our CLI; resolves when it says that it is ready. */
+/** Our replica; resolves when it says that it is ready. */
 export async function startOurs(args: readonly string[]): Promise<Server> {
-  const places = ['--listen', '127.0.0.1:0', '--admin', '127.0.0.1:0', '--drain', '0']
+  const { child, said } = await start([...args, '--listen', '127.0.0.1:0'])
+  return { process: child, port: portOf(said.listen[0]), admin: portOf(said.admin) }
+}
+
+export const startInetd = async (file: string): Promise<ChildProcess> => (await start(['inetd', file])).child
+
+/** `said` is the log line of readiness. */
+async function start(args: readonly string[]) {
+  const places = ['--admin', '127.0.0.1:0', '--drain', '0']
   const child = spawn(process.execPath, [cli, ...args, ...places], { stdio: ['ignore', 'pipe', 'inherit'] })
   for await (const line of createInterface(child.stdout)) {
     const said = JSON.parse(line)
-    if (said.listen) return { process: child, port: portOf(said.listen[0]), admin: portOf(said.admin) }
+    if (said.admin) return { child, said }
   }
   throw new Error(`${args.join(' ')} ended before it was ready`)
 }
@@ -74,14 +84,14 @@ export interface Round {
 
 /** One round in closed loop. Throws when an operation was lost or wrong: then nothing was measured. */
 export async function round(
-  { process: { pid = 0 }, port }: Pick<Server, 'process' | 'port'>,
+  { process: { pid = 0 }, port, host = '127.0.0.1' }: Server,
   how: Pick<LoadOptions, 'transport' | 'newConnection' | 'connections'>,
 ): Promise<Round> {
   const before = cpuSeconds(pid)
   const running = runLoad(
     {
       ...how,
-      host: '127.0.0.1',
+      host,
       port,
       outstanding: 1,
       size: 32,
@@ -132,7 +142,7 @@ export function median<R>(rounds: readonly R[], pick: (round: R) => number): num
 export const count = (value: number): string =>
   value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString('en-US')
 
-export async function stop({ process: child }: Server): Promise<void> {
+export async function stop({ process: child }: Pick<Server, 'process'>): Promise<void> {
   const ended = once(child, 'exit')
   child.kill('SIGTERM')
   await ended

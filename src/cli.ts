@@ -35,6 +35,7 @@ const commands: { readonly [V in VerbName]: () => Promise<{ run: Run<V> }> } = {
   up: () => import('./commands/up.ts'),
   echo: () => import('./commands/echo.ts'),
   dns: () => import('./commands/dns.ts'),
+  inetd: () => import('./commands/inetd.ts'),
   send: () => import('./commands/send.ts'),
   load: () => import('./commands/load.ts'),
   check: () => import('./commands/check.ts'),

@@ -25,6 +25,19 @@ const load: { readonly [M in ModelName]: () => Promise<ServerModel> } = {
 
 export const run: Run<'echo'> = async (options, _args, { version, exit, takeSignals }) => {
   const { model } = options
+  if (options.stdio) {
+    const why = await whyUnavailable()
+    if (why) throw new UsageError(`Cannot serve descriptor 0 here: it needs Linux' socket API, and ${why}`)
+    // Blocking calls hold up every handler: without ours the system ends us.
+    takeSignals()
+    const { serveStdio } = await import('../servers/stdio.ts')
+    try {
+      return serveStdio(echo, options.idleTimeout)
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOTSOCK') throw error
+      throw new UsageError('Cannot serve descriptor 0: it is no socket, as it would be behind inetd')
+    }
+  }
   const transports = chooseTransports(options)
   refuseOthersFlags(options)
   const why = model === 'event-loop' ? undefined : await whyUnavailable()

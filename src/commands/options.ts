@@ -141,6 +141,20 @@ export const flags = {
     parse: integer(1, 10_000),
     help: 'concurrent, prefork: processes at a time; more clients wait, none is refused',
   },
+  maxPerIp: {
+    value: 'N',
+    parse: integer(0, 1_000_000),
+    help: 'programs at a time for one client address; over it a connection is closed; 0: no limit',
+  },
+  ratePerIp: {
+    value: 'N',
+    parse: integer(0, 1_000_000),
+    help: 'programs started in a minute for one client address; over it a connection is closed; 0: no limit',
+  },
+  verify: {
+    parse: toggle,
+    help: 'only parse, say in plain words what each entry does; exit code 1 if any is bad',
+  },
   start: { value: 'N', parse: integer(0, 10_000), help: 'prefork: processes to begin with' },
   minSpare: {
     value: 'N',
@@ -169,6 +183,10 @@ export const flags = {
   },
   drain: { value: 'TIME', parse: duration, help: 'after SIGTERM, go on serving (not ready) for so long' },
   grace: { value: 'TIME', parse: duration, help: 'then let what is open finish for so long' },
+  stdio: {
+    parse: toggle,
+    help: 'serve descriptor 0 and end: a connection, a listening or a UDP socket, as inetd hands it over',
+  },
   tied: { parse: toggle, help: 'end at once when standard input ends (how up ties its replicas to itself)' },
   udp: { parse: toggle, help: 'over UDP (the default)' },
   tcp: { parse: toggle, help: 'over TCP' },
@@ -271,6 +289,7 @@ export const verbs = {
       idleTimeout: '5m',
       admin: '0.0.0.0:8080',
       name: null,
+      stdio: 'false',
       tied: 'false',
       ...drainFlags,
     },
@@ -295,6 +314,28 @@ export const verbs = {
       ...drainFlags,
     },
     help: { port: 'the port of the echo replicas, for SRV' },
+  },
+  inetd: {
+    summary:
+      'run the internet superserver: start a server only when a client arrives, as /etc/inetd.conf says',
+    args: [{ name: '[conf...]', help: 'configuration files (default: /etc/inetd.conf)' }],
+    flags: {
+      verify: 'false',
+      maxChildren: '1024',
+      maxPerIp: '0',
+      ratePerIp: '0',
+      maxConnections: '16384',
+      idleTimeout: '5m',
+      admin: '0.0.0.0:8080',
+      drain: '7s',
+      ...logFlags,
+    },
+    help: {
+      maxChildren: 'programs at a time, over all services; more clients wait, none is refused',
+      maxConnections: 'TCP connections at a time to one internal service; more wait, none is refused',
+      idleTimeout: 'close a connection to an internal service on which nothing moved for so long',
+      drain: 'after SIGTERM, let running programs finish for so long',
+    },
   },
   send: {
     summary: 'send each message to an echo server and print what comes back',

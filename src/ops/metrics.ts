@@ -37,6 +37,28 @@ export const metrics = {
     help: 'Processes of these models that ended otherwise than they should.',
   },
 
+  roundelay_inetd_started_total: {
+    type: 'counter',
+    labels: ['service'],
+    help: 'Programs started, by service, such as ftp/tcp.',
+  },
+  roundelay_inetd_running: { type: 'gauge', labels: ['service'], help: 'Programs that run now.' },
+  roundelay_inetd_failed_total: {
+    type: 'counter',
+    labels: ['service'],
+    help: 'Programs that ended with an exit code other than 0, or by a signal.',
+  },
+  roundelay_inetd_refused_total: {
+    type: 'counter',
+    labels: ['service'],
+    help: 'Connections closed without a program: over a limit, or the system had no more processes.',
+  },
+  roundelay_inetd_service_up: {
+    type: 'gauge',
+    labels: ['service'],
+    help: '0 while the service is switched off: looping, or its socket cannot be had.',
+  },
+
   roundelay_dns_requests_total: {
     type: 'counter',
     labels: ['proto', 'type'],
@@ -132,6 +154,12 @@ type Labels = Record<string, string>
 /** One value of a metric that is kept elsewhere and read when it is scraped. */
 export type Sample = readonly [name: OfType<'counter' | 'gauge'>, labels: Labels, value: number]
 
+type Role = 'echo' | 'inetd' | 'dns'
+
+/** What is about services, endpoints and sources is the DNS server's. */
+const roleOf = (name: string): Role =>
+  (['echo', 'inetd'] as const).find(role => name.startsWith(`roundelay_${role}_`)) ?? 'dns'
+
 /** The metrics of one process: those of its role, and Node's own. */
 export class Metrics {
   readonly #registry = new Registry()
@@ -140,13 +168,12 @@ export class Metrics {
   readonly #histograms = new Map<MetricName, Histogram>()
   readonly #sampled = new Set<Counter | Gauge>()
 
-  constructor(role: 'echo' | 'dns', version: string) {
+  constructor(role: Role, version: string) {
     const registers = [this.#registry]
     collectDefaultMetrics({ register: this.#registry })
     for (const [key, declared] of Object.entries<Declaration>(metrics)) {
       const name = key as MetricName
-      if (name !== 'roundelay_build_info' && name.startsWith('roundelay_echo_') !== (role === 'echo'))
-        continue
+      if (name !== 'roundelay_build_info' && roleOf(name) !== role) continue
       const { help, labels, buckets = [] } = declared
       const options = { name, help, labelNames: [...labels], registers }
       if (declared.type === 'counter') this.#counters.set(name, new Counter(options))

@@ -76,13 +76,15 @@ function serveDatagrams(
       counters.datagramsLoopDropped++
       return
     }
-    const length = protocol.datagram(buffer, buffer.length)
+    // Node cuts the buffer to what was received.
+    const reply = buffer.length < protocol.room ? Buffer.concat([buffer], protocol.room) : buffer
+    const length = protocol.datagram(reply, buffer.length)
     if (length === NO_REPLY) return
     if (socket.getSendQueueSize() > MAX_QUEUED_OCTETS) {
       counters.datagramsOverloadDropped++
       return
     }
-    socket.send(buffer, 0, length, peer.port, peer.address, sent)
+    socket.send(reply, 0, length, peer.port, peer.address, sent)
   })
   socket.on('error', () => {
     counters.datagramsFailed++

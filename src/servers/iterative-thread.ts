@@ -11,12 +11,8 @@ import { errno, portOfEncoded } from '../sys/sockets.ts'
 /** Results of datagrams, as indices into the shared counts. One writer: an aligned number is written whole. */
 export const RESULTS = { echoed: 0, droppedLoop: 1, failed: 2 } as const
 
-export interface ThreadOrders {
+export interface ThreadOrders extends DatagramOrders {
   readonly protocol: Pick<Protocol, 'module' | 'name'>
-  /** A bound, blocking UDP socket. */
-  readonly fd: number
-  /** Datagrams from these ports are dropped. */
-  readonly blocked: ReadonlySet<number>
   readonly counts: Float64Array<SharedArrayBuffer>
   /** 1: end when nothing waits any more; it must then be woken by shutdown(2). 2: end at once. */
   readonly stop: Int32Array<SharedArrayBuffer>
@@ -24,17 +20,32 @@ export interface ThreadOrders {
 
 const MAX_DATAGRAM_OCTETS = 65_536
 
-function serve(protocol: Protocol, { fd, blocked, counts, stop }: ThreadOrders): void {
+interface DatagramOrders {
+  /** A bound, blocking UDP socket. */
+  readonly fd: number
+  /** Datagrams from these ports are dropped. */
+  readonly blocked: ReadonlySet<number>
+  readonly counts: Float64Array
+}
+
+/**
+ * Until `over` says that it is enough. It is asked after each datagram, and given what came instead of one: a negative
+ * errno, or 0 for an empty message from nobody.
+ */
+export function serveDatagrams(
+  protocol: Protocol,
+  { fd, blocked, counts }: DatagramOrders,
+  over: (instead: number | undefined) => boolean,
+): void {
   const buffer = new Uint8Array(MAX_DATAGRAM_OCTETS)
   const peer = new Uint8Array(layouts.sockaddr_in6.size)
   const peerLength = new Uint32Array(1)
   for (;;) {
     peerLength[0] = peer.length
     const length = recvfrom(fd, buffer, 0, peer, peerLength)
-    if (Atomics.load(stop, 0) === 2) return
-    // After shutdown(2) what waits is still received, then come empty messages from nobody.
-    if (length === 0 && peerLength[0] === 0 && Atomics.load(stop, 0) !== 0) return
-    if (length < 0) {
+    const nothing = length < 0 || peerLength[0] === 0
+    if (over(nothing ? length : undefined)) return
+    if (nothing) {
       if (length !== errno('EINTR')) check(length, 'recvfrom')
       continue
     }
@@ -50,9 +61,13 @@ function serve(protocol: Protocol, { fd, blocked, counts, stop }: ThreadOrders):
 }
 
 if (!isMainThread && workerData?.protocol) {
-  const { module, name } = (workerData as ThreadOrders).protocol
-  const protocol: Protocol = (await import(module))[name]
+  const { protocol, stop } = workerData as ThreadOrders
+  const { [protocol.name]: loaded } = await import(protocol.module)
   bindCalls()
   parentPort?.postMessage('ready')
-  serve(protocol, workerData)
+  serveDatagrams(loaded, workerData, instead => {
+    const now = Atomics.load(stop, 0)
+    // After shutdown(2) what waits is still received, then come empty messages from nobody.
+    return now === 2 || (now === 1 && instead !== undefined)
+  })
 }

@@ -17,7 +17,7 @@ const RESUME_RETRY_MS = 100
 const SPARE_DESCRIPTORS = 16
 
 /** One listening socket. */
-interface Listener {
+export interface Listener {
   pause(): void
   resume(): void
   /** Clients that wait in the kernel's queue. */
@@ -116,12 +116,18 @@ async function openPortable(wanted: SocketAddress, make: () => Server): ReturnTy
 }
 
 async function openLinux(wanted: SocketAddress, make: () => Server): ReturnType<Open<Listener>> {
-  const { listenTcp, queued, BACKLOG } = await import('../sys/sockets.ts')
-  const { close, dup } = await import('../sys/libc.ts')
+  const { listenTcp } = await import('../sys/sockets.ts')
   const { fd, address } = listenTcp(wanted)
-  const server = make()
+  return { socket: await pausable(fd, make()), port: address.port }
+}
+
+/** Lets `server` accept from a listening, non-blocking socket, which belongs to the listener from now on. */
+export async function pausable(fd: number, server: Server): Promise<Listener> {
+  const { queued, BACKLOG } = await import('../sys/sockets.ts')
+  const { close, dup } = await import('../sys/libc.ts')
   let retry: NodeJS.Timeout | undefined
   const resume = () => {
+    if (server.listening) return
     const copy = dup(fd)
     if (copy < 0) retry = setTimeout(resume, RESUME_RETRY_MS)
     // It listens at once; the event that says so comes later.
@@ -133,7 +139,7 @@ async function openLinux(wanted: SocketAddress, make: () => Server): ReturnType<
     server.close()
   }
   resume()
-  const socket = {
+  return {
     pause,
     resume,
     queued: () => queued(fd),
@@ -142,7 +148,6 @@ async function openLinux(wanted: SocketAddress, make: () => Server): ReturnType<
       close(fd)
     },
   }
-  return { socket, port: address.port }
 }
 
 /** How many more descriptors this process may have open, and have some left to work with; at least 1. */

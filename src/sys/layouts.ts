@@ -39,6 +39,7 @@ export const headers = {
   POLLHUP: 0x10,
   // <sys/epoll.h>, epoll_ctl(2)
   EPOLLIN: 0x1,
+  EPOLLONESHOT: 0x40000000,
   EPOLL_CTL_ADD: 1,
   EPOLL_CTL_DEL: 2,
   EPOLL_CTL_MOD: 3,
@@ -47,6 +48,11 @@ export const headers = {
   EFD_NONBLOCK: 0o4000,
   EFD_CLOEXEC: 0o2000000,
   // <fcntl.h>, fcntl(2)
+  F_SETFD: 2,
+  FD_CLOEXEC: 1,
+  F_GETFL: 3,
+  F_SETFL: 4,
+  O_NONBLOCK: 0o4000,
   F_DUPFD_CLOEXEC: 1030,
 } as const
 
@@ -70,6 +76,11 @@ export const layouts = {
     source: 'ipv6(7), <netinet/in.h>',
     size: 28,
     at: { sin6_family: 0, sin6_port: 2, sin6_flowinfo: 4, sin6_addr: 8, sin6_scope_id: 24 },
+  },
+  sockaddr_un: {
+    source: 'unix(7), <sys/un.h>',
+    size: 110,
+    at: { sun_family: 0, sun_path: 2 },
   },
   timeval: { source: 'socket(7), <sys/time.h>', size: 16, at: { tv_sec: 0, tv_usec: 8 } },
   pollfd: { source: 'poll(2), <poll.h>', size: 8, at: { fd: 0, events: 4, revents: 6 } },

@@ -128,6 +128,15 @@ export const interfaceIndex = (name: string): number => calls().if_nametoindex(n
 export const close = (fd: number): number => result(calls().close(fd))
 /** fcntl(2) F_DUPFD_CLOEXEC: another descriptor of the same open file. */
 export const dup = (fd: number): number => result(calls().fcntl(fd, headers.F_DUPFD_CLOEXEC, 'int', 0))
+/** fcntl(2) F_SETFL: without O_NONBLOCK, for all who share the open file. */
+export function setBlocking(fd: number): number {
+  const { F_GETFL, F_SETFL, O_NONBLOCK } = headers
+  const flags = result(calls().fcntl(fd, F_GETFL, 'int', 0))
+  return flags < 0 ? flags : result(calls().fcntl(fd, F_SETFL, 'int', flags & ~O_NONBLOCK))
+}
+/** fcntl(2) F_SETFD: programs that this process starts do not get the descriptor. */
+export const closeOnExec = (fd: number): number =>
+  result(calls().fcntl(fd, headers.F_SETFD, 'int', headers.FD_CLOEXEC))
 
 /** The result itself, or Node's kind of Error for a negative one: `code`, `errno`, `syscall` and, where given, `address` and `port`. */
 export function check(outcome: number, syscall: string, where?: SocketAddress): number {

@@ -51,6 +51,25 @@ function groups(host: string): number[] {
 
 const scopeId = (zone: string): number => (/^\d+$/.test(zone) ? Number(zone) : interfaceIndex(zone))
 
+/** What a descriptor that was inherited is. Throws ENOTSOCK where it is no socket. */
+export function inherited(fd: number): 'listener' | 'connection' | 'datagrams' {
+  const { SOL_SOCKET, SO_TYPE, SO_ACCEPTCONN, SOCK_DGRAM } = headers
+  const value = new Int32Array(1)
+  const ask = (name: number) => {
+    check(getsockopt(fd, SOL_SOCKET, name, value, Uint32Array.of(value.byteLength)), 'getsockopt')
+    return value[0]
+  }
+  if (ask(SO_TYPE) === SOCK_DGRAM) return 'datagrams'
+  return ask(SO_ACCEPTCONN) ? 'listener' : 'connection'
+}
+
+/** The port that a socket is bound to. */
+export function portOf(fd: number): number {
+  const named = Buffer.alloc(v6.size)
+  check(getsockname(fd, named, Uint32Array.of(named.length)), 'getsockname')
+  return portOfEncoded(named)
+}
+
 /** The port of an encoded address. */
 export const portOfEncoded = (encoded: Uint8Array): number =>
   encoded[v4.at.sin_port] * 256 + encoded[v4.at.sin_port + 1]
@@ -72,19 +91,17 @@ function open(wanted: SocketAddress, type: number, prepare: (fd: number) => void
     if (ipv6) check(setsockopt(fd, headers.IPPROTO_IPV6, headers.IPV6_V6ONLY, int(1)), 'setsockopt', wanted)
     prepare(fd)
     check(bind(fd, encodeAddress(wanted)), 'bind', wanted)
-    const named = Buffer.alloc(v6.size)
-    check(getsockname(fd, named, Uint32Array.of(named.length)), 'getsockname', wanted)
-    return { fd, address: { address: wanted.address, port: portOfEncoded(named) } }
+    return { fd, address: { address: wanted.address, port: portOf(fd) } }
   } catch (error) {
     close(fd)
     throw error
   }
 }
 
-/** Listens over TCP, non-blocking, with as long a queue as the system allows. */
-export function listenTcp(wanted: SocketAddress): Bound {
+/** Listens over TCP with as long a queue as the system allows. */
+export function listenTcp(wanted: SocketAddress, blocking = false): Bound {
   const { SOCK_STREAM, SOCK_NONBLOCK, SOL_SOCKET, SO_REUSEADDR } = headers
-  const bound = open(wanted, SOCK_STREAM | SOCK_NONBLOCK, fd => {
+  const bound = open(wanted, SOCK_STREAM | (blocking ? 0 : SOCK_NONBLOCK), fd => {
     // Or a restart would have to wait for the old connections' TIME_WAIT.
     check(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, int(1)), 'setsockopt', wanted)
   })
@@ -107,14 +124,39 @@ export const bindUdp = (wanted: SocketAddress, receiveBufferOctets: number): Bou
     check(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, int(receiveBufferOctets)), 'setsockopt', wanted)
   })
 
+/** Listens on a Unix socket; nothing may be at `path`. Throws Node's kind of error, with `path` as its address. */
+export function listenUnix(path: string, blocking: boolean): number {
+  const { AF_UNIX, SOCK_STREAM, SOCK_CLOEXEC, SOCK_NONBLOCK } = headers
+  const type = SOCK_STREAM | SOCK_CLOEXEC | (blocking ? 0 : SOCK_NONBLOCK)
+  const where = { address: path, port: 0 }
+  const address = Buffer.alloc(layouts.sockaddr_un.size)
+  address.writeUInt16LE(AF_UNIX, layouts.sockaddr_un.at.sun_family)
+  address.write(path, layouts.sockaddr_un.at.sun_path)
+  const fd = check(socket(AF_UNIX, type), 'bind', where)
+  try {
+    check(bind(fd, address), 'bind', where)
+    check(listen(fd, BACKLOG), 'listen', where)
+    return fd
+  } catch (error) {
+    close(fd)
+    throw error
+  }
+}
+
+/** Blocking calls on this socket give up (EAGAIN) after so long. */
+export function giveUpAfter(fd: number, ms: number): void {
+  const { SOL_SOCKET, SO_RCVTIMEO, SO_SNDTIMEO } = headers
+  const limit = Buffer.alloc(layouts.timeval.size)
+  limit.writeBigInt64LE(BigInt(Math.floor(ms / 1000)), layouts.timeval.at.tv_sec)
+  limit.writeBigInt64LE(BigInt((ms % 1000) * 1000), layouts.timeval.at.tv_usec)
+  check(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, limit), 'setsockopt')
+  check(setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, limit), 'setsockopt')
+}
+
 /** Options of a connection for a blocking server: its calls give up (EAGAIN) after `sliceMs`. */
 export function prepareConnection(fd: number, sliceMs: number): void {
-  const { SOL_SOCKET, SO_RCVTIMEO, SO_SNDTIMEO, SO_KEEPALIVE, IPPROTO_TCP, TCP_NODELAY } = headers
-  const slice = Buffer.alloc(layouts.timeval.size)
-  slice.writeBigInt64LE(BigInt(Math.floor(sliceMs / 1000)), layouts.timeval.at.tv_sec)
-  slice.writeBigInt64LE(BigInt((sliceMs % 1000) * 1000), layouts.timeval.at.tv_usec)
-  check(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, slice), 'setsockopt')
-  check(setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, slice), 'setsockopt')
+  const { SOL_SOCKET, SO_KEEPALIVE, IPPROTO_TCP, TCP_NODELAY } = headers
+  giveUpAfter(fd, sliceMs)
   check(setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, int(1)), 'setsockopt')
   // Not every stream is TCP: inetd also listens on Unix sockets.
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, int(1))

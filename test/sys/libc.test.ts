@@ -253,6 +253,8 @@ test('each call that fails gives the negative errno', () => {
     shutdown: [libc.shutdown(-1, headers.SHUT_RDWR), 'EBADF'],
     close: [libc.close(-1), 'EBADF'],
     dup: [libc.dup(-1), 'EBADF'],
+    setBlocking: [libc.setBlocking(-1), 'EBADF'],
+    closeOnExec: [libc.closeOnExec(-1), 'EBADF'],
   }
   assert.equal(libc.interfaceIndex('nosuch'), 0)
   for (const [name, [outcome, code]] of Object.entries(failures)) assert.equal(outcome, errno(code), name)

@@ -1,0 +1,29 @@
+/** passwd(5) and group(5) → what a process needs to run as somebody: pure. Only these files are asked, no directory service. */
+
+export interface Account {
+  readonly name: string
+  readonly uid: number
+  readonly gid: number
+  /** Whether groups name the user as a member besides the one above. */
+  readonly supplementary: boolean
+}
+
+/** Both files as text. Throws an Error that says who is not in which. */
+export function findAccount(passwd: string, group: string, user: string, groupName?: string): Account {
+  const found = rows(passwd).find(([name]) => name === user)
+  if (!found) throw new Error(`there is no user "${user}" in /etc/passwd`)
+  const groups = rows(group)
+  const named = groupName === undefined ? undefined : groups.find(([name]) => name === groupName)
+  if (groupName !== undefined && !named) throw new Error(`there is no group "${groupName}" in /etc/group`)
+  const gid = Number(named ? named[2] : found[3])
+  const supplementary = groups.some(
+    ([, , id, members = '']) => Number(id) !== gid && members.split(',').includes(user),
+  )
+  return { name: user, uid: Number(found[2]), gid, supplementary }
+}
+
+const rows = (text: string): string[][] =>
+  text
+    .split('\n')
+    .filter(line => line && !line.startsWith('#'))
+    .map(line => line.split(':'))

@@ -1,0 +1,168 @@
+import assert from 'node:assert/strict'
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
+import { type AddressInfo, createServer, type Socket } from 'node:net'
+import type { TestContext } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { CANNOT_RUN, type ExecOrders, type MuxOrders, ORDERS } from '../../src/servers/exec.ts'
+import { client, member, noMember, program, root, stateOf, test, told, until } from './inetd-client.ts'
+
+const shim = fileURLToPath(new URL('../../src/servers/exec.ts', import.meta.url))
+const PATH = process.env.PATH ?? ''
+const orRoot = root ? false : 'only root can become somebody else'
+
+/** The shim with a connection as 0, 1 and 2, as inetd starts it, and the client of that connection. */
+async function shimFor(
+  t: TestContext,
+  orders: ExecOrders | MuxOrders,
+  user: { uid?: number; gid?: number } = {},
+) {
+  const server = createServer({ pauseOnConnect: true, allowHalfOpen: true }).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.after(() => void server.close())
+  const accepted = once(server, 'connection')
+  const peer = await client(t, (server.address() as AddressInfo).port)
+  const [connection]: Socket[] = (await accepted) as [Socket]
+  const child: ChildProcess = spawn(process.execPath, [shim], {
+    stdio: [connection, connection, connection],
+    env: { ...process.env, [ORDERS]: JSON.stringify(orders) },
+    ...user,
+  })
+  connection.destroy()
+  t.after(() => void child.kill('SIGKILL'))
+  const ended = once(child, 'exit').then(([code, signal]) => code ?? signal)
+  return { peer, child, ended }
+}
+
+const root0 = { name: 'root', uid: 0, gid: 0, supplementary: false }
+
+test('the shim becomes the program: same process, argv as ordered, that environment and nothing else', async t => {
+  const path = program(t, 'tell')
+  const env = { PATH, GREETING: 'hello\nworld', PROTO: 'TCP' }
+  const orders = { path: '/usr/bin/env', argv: ['an-odd-name', 'perl', path, 'a b'], account: undefined, env }
+  const { peer, child, ended } = await shimFor(t, orders)
+  const said = told(await peer.all)
+  assert.equal(await ended, 0)
+  assert.deepEqual(said.env, { ...env, GREETING: 'hello world' })
+  assert.equal(said.fds, '0 1 2')
+  assert.equal(said.same, '1')
+  assert.equal(said.blocking, '1')
+  assert.equal(said.cmdline, `perl ${path} a b`)
+  assert.ok(child.pid)
+})
+
+test('argv[0] is what the configuration says', async t => {
+  const argv = ['an-odd-name', '-c', 'echo $0']
+  const { peer } = await shimFor(t, { path: '/bin/sh', argv, account: undefined, env: {} })
+  assert.equal(await peer.all, 'an-odd-name\n')
+})
+
+test('no signal is ignored or blocked in the program, though Node ignores some', async t => {
+  const orders = { path: program(t, 'tell'), argv: ['tell'], account: undefined, env: { PATH } }
+  const said = told(await (await shimFor(t, orders)).peer.all)
+  assert.deepEqual([Number(said.ignored), Number(said.blocked)], [0, 0])
+})
+
+test(
+  'the shim takes on user, group and supplementary groups of a user who has some',
+  async t => {
+    const who = member(t)
+    if (!who) return t.skip(noMember)
+    const account = { ...who, supplementary: true }
+    const orders = { path: program(t, 'tell'), argv: ['tell'], account, env: { PATH: '/usr/bin:/bin' } }
+    const said = told(await (await shimFor(t, orders)).peer.all)
+    const four = (id: number) => Array(4).fill(id).join(' ')
+    assert.equal(said.ids, `${four(who.uid)} ${four(who.gid)}`)
+    assert.equal(said.groups, who.groups)
+  },
+  orRoot,
+)
+
+test(
+  'the shim gives a user without supplementary groups none of those of root',
+  async t => {
+    const account = { name: 'daemon', uid: 1, gid: 1, supplementary: false }
+    const orders = { path: program(t, 'tell'), argv: ['tell'], account, env: { PATH: '/usr/bin:/bin' } }
+    const said = told(await (await shimFor(t, orders)).peer.all)
+    assert.equal(said.ids, '1 1 1 1 1 1 1 1')
+    assert.equal(said.groups, '1')
+  },
+  orRoot,
+)
+
+test('a program that cannot be run ends the shim with 127, and its client is told nothing', async t => {
+  for (const path of ['/nonexistent', '/etc/passwd', '/', '/etc/passwd/x']) {
+    const { peer, ended } = await shimFor(t, { path, argv: ['x'], account: undefined, env: {} })
+    assert.equal(await ended, CANNOT_RUN, path)
+    assert.equal(await peer.all, '', path)
+  }
+})
+
+test(
+  'who may not become somebody becomes nobody at all: the program is not run',
+  async t => {
+    const orders = { path: '/bin/echo', argv: ['echo', 'run'], account: root0, env: {} }
+    const { peer, ended } = await shimFor(t, orders, { uid: 65534, gid: 65534 })
+    assert.equal(await ended, CANNOT_RUN)
+    assert.equal(await peer.all, '')
+  },
+  orRoot,
+)
+
+const services: MuxOrders['services'] = [
+  { name: 'greet', plus: true, path: '/bin/echo', argv: ['echo', 'hello'], account: undefined },
+  { name: 'copy', plus: false, path: '/bin/cat', argv: ['cat'], account: undefined },
+  { name: 'missing', plus: true, path: '/nonexistent', argv: ['x'], account: undefined },
+]
+
+/** What comes back through tcpmux. */
+async function multiplexed(t: TestContext, text: string): Promise<string> {
+  const { peer } = await shimFor(t, { services, env: {} })
+  peer.end(text)
+  return peer.all
+}
+
+test('tcpmux (RFC 1078) answers with the services that it has, one on a line, to help', async t => {
+  assert.equal(await multiplexed(t, 'help\r\n'), 'greet\r\ncopy\r\nmissing\r\n')
+  assert.equal(await multiplexed(t, 'HELP\r\n'), 'greet\r\ncopy\r\nmissing\r\n')
+})
+
+test('tcpmux says "+" for a service that cannot, and lets the others speak for themselves', async t => {
+  assert.equal(await multiplexed(t, 'greet\r\n'), '+Go\r\nhello\n')
+  assert.equal(await multiplexed(t, 'copy\r\nall of it\r\n'), 'all of it\r\n')
+})
+
+test('tcpmux does not tell cases apart, and takes a bare line feed', async t => {
+  assert.equal(await multiplexed(t, 'GrEeT\r\n'), '+Go\r\nhello\n')
+  assert.equal(await multiplexed(t, 'greet\n'), '+Go\r\nhello\n')
+})
+
+test('tcpmux takes no octet more than the line: the rest is the program’s', async t => {
+  const { peer } = await shimFor(t, { services, env: {} })
+  for (const octet of 'copy\r\none') {
+    peer.write(octet)
+    await new Promise(resolve => setImmediate(resolve))
+  }
+  peer.end(' two')
+  assert.equal(await peer.all, 'one two')
+})
+
+test('tcpmux refuses what it does not have with "-"', async t => {
+  for (const name of ['nothing', '', 'greet ', '+greet'])
+    assert.match(await multiplexed(t, `${name}\r\n`), /^-.+\r\n$/, JSON.stringify(name))
+})
+
+test('tcpmux ends without a word when no line comes, or one that is no name', async t => {
+  assert.equal(await multiplexed(t, ''), '')
+  assert.equal(await multiplexed(t, 'greet'), '')
+  assert.equal(await multiplexed(t, 'x'.repeat(10_000)), '')
+})
+
+test('others cannot read the environment of programs off the arguments of the shim', async t => {
+  const { child, peer } = await shimFor(t, { services, env: { SECRET: 'xyzzy' } })
+  await until(() => stateOf(child.pid as number) === 'S')
+  assert.doesNotMatch(readFileSync(`/proc/${child.pid}/cmdline`, 'utf8'), /xyzzy/)
+  peer.end('greet\r\n')
+  assert.equal(await peer.all, '+Go\r\nhello\n')
+})

@@ -1,0 +1,328 @@
+/** What tests of inetd share: programs to put behind it, clients, and a look at processes. */
+
+import { execFileSync } from 'node:child_process'
+import { createSocket } from 'node:dgram'
+import { once } from 'node:events'
+import {
+  chmodSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
+import { connect, isIPv6, type NetConnectOpts, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { test as nodeTest, type TestContext } from 'node:test'
+import { whyUnavailable } from '../../src/sys/available.ts'
+import { closeOnExec } from '../../src/sys/libc.ts'
+import { commonPort } from '../common-port.ts'
+import { has, type Running, start } from '../process.ts'
+import { until } from '../sys/kernel.ts'
+
+export const root = process.getuid?.() === 0
+
+// What a test runner was started with may not be close-on-exec.
+for (const fd of readdirSync('/proc/self/fd').map(Number)) if (fd > 2) closeOnExec(fd)
+
+const why = await whyUnavailable()
+const needs =
+  why ?? (has('perl') ? undefined : 'the programs behind inetd are written in Perl, which is not here')
+
+/** node:test's, skipped where inetd or the programs behind it cannot run. */
+export const test = (name: string, body: (t: TestContext) => void | Promise<void>, skip?: string | false) =>
+  nodeTest(name, { skip: (needs ?? skip) || false, timeout: 60_000 }, body)
+
+/** Ports that are free on 127.0.0.1 and ::1, each different. */
+export async function ports(count: number): Promise<number[]> {
+  const found = new Set<number>()
+  while (found.size < count) found.add(await commonPort('127.0.0.1', '::1'))
+  return [...found]
+}
+
+/** A folder that everybody may read, gone when the test ends. */
+export function folder(t: TestContext): string {
+  const path = mkdtempSync(join(tmpdir(), 'roundelay-inetd-'))
+  chmodSync(path, 0o755)
+  t.after(() => rmSync(path, { recursive: true, force: true }))
+  return path
+}
+
+/** `%d` etc. are nothing special here; each program says who it is, so that tests see which process answered. */
+const programs = {
+  /** Accepts on descriptor 0, as many clients as its argument says, and ends when none comes for 10 s. */
+  accept: `
+    my $left = shift // 1;
+    $SIG{ALRM} = sub { exit 0 };
+    while ($left-- > 0) {
+      alarm 10;
+      accept(my $client, STDIN) or die "accept: $!";
+      $client->autoflush(1);
+      my $text = join '', <$client>;
+      print $client "$$ $text";
+      close $client;
+    }`,
+  /** Answers datagrams on descriptor 0, as many as its argument says. */
+  recvfrom: `
+    my $left = shift // 1;
+    $SIG{ALRM} = sub { exit 0 };
+    while ($left-- > 0) {
+      alarm 10;
+      my $peer = recv(STDIN, my $text, 65536, 0) // die "recv: $!";
+      send(STDOUT, "$$ $text", 0, $peer);
+    }`,
+  /** Says what it was given: to the connection, to the first client, or to the sender of the first datagram. */
+  tell: `
+    opendir(my $dir, '/proc/self/fd');
+    my $own = fileno $dir;
+    # Perl opens its script, and keeps it.
+    my @fds = grep { /\\d/ && $_ != $own && readlink("/proc/self/fd/$_") ne $0 } readdir $dir;
+    closedir $dir;
+    open(my $status, '<', '/proc/self/status');
+    my %status = map { /^(\\w+):\\s*(.*)/ } <$status>;
+    open(my $cmdline, '<', '/proc/self/cmdline');
+    my $flags = fcntl(STDIN, F_GETFL, 0);
+    my $text = join "\\n",
+      'fds ' . join(' ', sort { $a <=> $b } @fds),
+      'same ' . (readlink('/proc/self/fd/0') eq readlink('/proc/self/fd/1') && readlink('/proc/self/fd/1') eq readlink('/proc/self/fd/2') ? 1 : 0),
+      'blocking ' . ($flags & O_NONBLOCK ? 0 : 1),
+      'ids ' . join(' ', split /\\s+/, "$status{Uid} $status{Gid}"),
+      'groups ' . join(' ', sort split ' ', $status{Groups}),
+      # Perl itself ignores SIGFPE.
+      'ignored ' . (hex($status{SigIgn}) & ~(1 << 7)), "blocked $status{SigBlk}",
+      'cmdline ' . join(' ', split /\\0/, <$cmdline>),
+      'cwd ' . readlink('/proc/self/cwd'),
+      (map { "env $_=" . ($ENV{$_} =~ s/\\n/ /gr) } sort keys %ENV), '';
+    if (($ARGV[-1] // '') eq 'accept') { accept(my $client, STDIN); print $client $text }
+    elsif (($ARGV[-1] // '') eq 'recvfrom') { my $peer = recv(STDIN, my $b, 65536, 0); send(STDOUT, $text, 0, $peer) }
+    else { syswrite STDOUT, $text }`,
+} as const
+
+/** The path of a program, which is there until the test ends. */
+export function program(t: TestContext, name: keyof typeof programs): string {
+  const path = join(folder(t), name)
+  writeFileSync(
+    path,
+    `#!/usr/bin/env perl\nuse strict; use Socket; use Fcntl; use IO::Handle;\n${programs[name]}\n`,
+  )
+  chmodSync(path, 0o755)
+  return path
+}
+
+export interface Told {
+  readonly env: Readonly<Record<string, string>>
+  readonly [field: string]: unknown
+}
+
+/** What the program \`tell\` said. */
+export function told(text: string): Told {
+  const lines = text.split('\n').filter(Boolean)
+  const pair = (line: string, by: string) => {
+    const at = line.indexOf(by)
+    return [line.slice(0, at), line.slice(at + by.length)]
+  }
+  const fields = lines.filter(line => !line.startsWith('env ')).map(line => pair(line, ' '))
+  const env = lines.filter(line => line.startsWith('env ')).map(line => pair(line.slice(4), '='))
+  return { ...Object.fromEntries(fields), env: Object.fromEntries(env) }
+}
+
+/** A connection, with a promise of all that it gets until the other side ends it. Destroyed when the test ends. */
+export async function client(
+  t: TestContext,
+  where: number | string,
+  options: Partial<NetConnectOpts> & { readonly host?: string } = {},
+): Promise<Socket & { readonly all: Promise<string>; readonly soFar: () => string }> {
+  const target = typeof where === 'string' ? { path: where } : { port: where, host: '127.0.0.1' }
+  const socket = connect({ ...target, allowHalfOpen: true, ...options } as NetConnectOpts)
+  t.after(() => void socket.destroy())
+  let got = ''
+  const all = new Promise<string>(resolve => {
+    // A reset is an end too: tests look at what came before it.
+    for (const event of ['end', 'error', 'close']) socket.on(event, () => resolve(got))
+  })
+  socket.setEncoding('latin1').on('data', data => {
+    got += data
+  })
+  await once(socket, 'connect')
+  return Object.assign(socket, { all, soFar: () => got })
+}
+
+/** Connects, says it, half-closes, and gives all that comes back. */
+export async function talk(
+  t: TestContext,
+  where: number | string,
+  text: string,
+  options: Partial<NetConnectOpts> & { readonly host?: string } = {},
+): Promise<string> {
+  const socket = await client(t, where, options)
+  socket.end(text)
+  const all = await socket.all
+  socket.destroy()
+  return all
+}
+
+/** Resolves with undefined when connected, else with the code of why not. */
+export async function refusal(port: number, host = '127.0.0.1'): Promise<string | undefined> {
+  const socket = connect({ port, host })
+  const code = await once(socket, 'connect').then(
+    () => undefined,
+    error => error.code,
+  )
+  socket.destroy()
+  return code
+}
+
+/** A UDP socket on a loopback address, closed when the test ends. */
+export async function udp(t: TestContext, host = '127.0.0.1', port = 0) {
+  const socket = createSocket({ type: isIPv6(host) ? 'udp6' : 'udp4', reuseAddr: true })
+  t.after(() => new Promise<void>(resolve => void socket.close(resolve)))
+  const got: Buffer[] = []
+  socket.on('message', message => got.push(message)).bind(port, host)
+  await once(socket, 'listening')
+  const there = host.startsWith('127.') ? '127.0.0.1' : host
+  const sendTo = (to: string, payload: string, port: number) => socket.send(payload, port, to)
+  /** One datagram, and the first one that comes back. */
+  const askAt = async (to: string, payload: string, port: number): Promise<Buffer> => {
+    const before = got.length
+    sendTo(to, payload, port)
+    await until(() => got.length > before)
+    return got[before]
+  }
+  return {
+    got,
+    sendTo,
+    askAt,
+    send: (payload: string, port: number) => sendTo(there, payload, port),
+    ask: (payload: string, port: number) => askAt(there, payload, port),
+  }
+}
+
+/** Child processes that live or were not waited for. */
+export function childrenOf(pid: number): { readonly pid: number; readonly state: string }[] {
+  const tasks = readdirSync(`/proc/${pid}/task`)
+  const pids = tasks.flatMap(task =>
+    readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').split(' ').filter(Boolean).map(Number),
+  )
+  return pids.flatMap(pid => {
+    const state = stateOf(pid)
+    return state === undefined ? [] : [{ pid, state }]
+  })
+}
+
+/** As in proc_pid_stat(5); undefined for a process that is gone. */
+export function stateOf(pid: number): string | undefined {
+  try {
+    return /\) (\w)/.exec(readFileSync(`/proc/${pid}/stat`, 'utf8'))?.[1]
+  } catch {
+    return undefined
+  }
+}
+
+/** What each descriptor of a process is. */
+export const descriptorsOf = (pid: number): string[] =>
+  readdirSync(`/proc/${pid}/fd`)
+    .map(fd => {
+      try {
+        return readlinkSync(`/proc/${pid}/fd/${fd}`)
+      } catch {
+        return ''
+      }
+    })
+    .filter(Boolean)
+
+/** The inode of a listening TCP or a UDP socket on 127.0.0.1: another socket has another. */
+export function inodeOf(port: number, table: 'tcp' | 'udp' = 'tcp'): string | undefined {
+  const address = `0100007F:${port.toString(16).toUpperCase().padStart(4, '0')}`
+  const state = table === 'tcp' ? '0A' : '07'
+  return readFileSync(`/proc/net/${table}`, 'utf8')
+    .split('\n')
+    .map(line => line.trim().split(/\s+/))
+    .find(fields => fields[1] === address && fields[3] === state)?.[9]
+}
+
+export interface Superserver extends Running {
+  readonly file: string
+  readonly admin: number
+  /** Writes the file and sends SIGHUP; resolves when it was read, or could not be. */
+  reload(conf: string | undefined): Promise<void>
+  state(): Promise<Record<string, { readonly service: string; readonly [field: string]: unknown }>>
+}
+
+/** `roundelay inetd` with this configuration. */
+export async function superserver(
+  t: TestContext,
+  conf: string,
+  args: readonly string[] = [],
+  env: NodeJS.ProcessEnv = {},
+): Promise<Superserver> {
+  const file = join(folder(t), 'inetd.conf')
+  writeFileSync(file, conf)
+  const running = start(t, ['inetd', file, '--admin', '127.0.0.1:0', ...args], env)
+  const ready = await running.line('inetd ready')
+  const admin = Number(/:(\d+)$/.exec(String(ready.admin))?.[1])
+  const reads = () =>
+    running.lines.filter(({ msg }) => /^(configuration read|cannot read the conf)/.test(msg)).length
+  return {
+    ...running,
+    file,
+    admin,
+    async reload(text) {
+      const before = reads()
+      if (text === undefined) rmSync(file)
+      else writeFileSync(file, text)
+      process.kill(running.pid, 'SIGHUP')
+      await until(() => reads() > before)
+    },
+    async state() {
+      const { services } = (await (await fetch(`http://127.0.0.1:${admin}/state`)).json()) as {
+        services: { service: string }[]
+      }
+      return Object.fromEntries(services.map(row => [row.service, row]))
+    },
+  }
+}
+
+interface Member {
+  readonly name: string
+  readonly uid: number
+  readonly gid: number
+  /** All of them, as in `Groups` of proc_pid_status(5). */
+  readonly groups: string
+}
+
+/** Somebody on this machine who is in more groups than the one of passwd(5). */
+function someMember(): Member | undefined {
+  const rows = (file: string) =>
+    readFileSync(file, 'utf8')
+      .split('\n')
+      .map(line => line.split(':'))
+  const groups = rows('/etc/group')
+  for (const [name, , uid, gid] of rows('/etc/passwd')) {
+    const others = groups.filter(([, , id, members = '']) => id !== gid && members.split(',').includes(name))
+    if (!name || others.length === 0 || uid === '0') continue
+    const all = [...new Set([gid, ...others.map(([, , id]) => id)])].sort().join(' ')
+    return { name, uid: Number(uid), gid: Number(gid), groups: all }
+  }
+  return undefined
+}
+
+const TEST_USER = 'roundelay-test'
+const TEST_GROUP = 'roundelay-test-group'
+
+/** Likewise; where there is nobody, root makes somebody until the test ends. */
+export function member(t: TestContext): Member | undefined {
+  const found = someMember()
+  if (found || !root || !has('useradd') || !has('groupadd')) return found
+  execFileSync('groupadd', ['--system', TEST_GROUP])
+  t.after(() => execFileSync('groupdel', [TEST_GROUP]))
+  execFileSync('useradd', ['--system', '--no-create-home', '-g', 'nogroup', '-G', TEST_GROUP, TEST_USER])
+  t.after(() => execFileSync('userdel', [TEST_USER]))
+  return someMember()
+}
+
+/** Skips where there is no such member. */
+export const noMember = 'no user here is in two groups, and only root can make one'
+
+export { until }

@@ -1,0 +1,828 @@
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { chmodSync, existsSync, lstatSync, readFileSync, writeFileSync } from 'node:fs'
+import { type AddressInfo, createServer } from 'node:net'
+import { join } from 'node:path'
+import type { TestContext } from 'node:test'
+import { SMALL_SERVICE_PORTS, smallServices } from '../../src/protocols.ts'
+import { type Clock, type Configured, Inetd, type InetdOptions } from '../../src/servers/inetd.ts'
+import { parseInetdConf } from '../../src/servers/inetd-conf.ts'
+import type { Account } from '../../src/servers/users.ts'
+import { close } from '../../src/sys/libc.ts'
+import { listenUnix } from '../../src/sys/sockets.ts'
+import {
+  childrenOf,
+  client,
+  descriptorsOf,
+  folder,
+  inodeOf,
+  member,
+  noMember,
+  ports,
+  program,
+  refusal,
+  root,
+  stateOf,
+  talk,
+  test,
+  told,
+  udp,
+  until,
+} from './inetd-client.ts'
+
+const MINUTE = 60_000
+const TEN_MINUTES = 10 * MINUTE
+
+/** Time that passes when the test says so. */
+class TestClock implements Clock {
+  #now = 1_000_000
+  readonly #tasks = new Set<{ readonly at: number; readonly task: () => void }>()
+  readonly now = () => this.#now
+
+  after(ms: number, task: () => void) {
+    const planned = { at: this.#now + ms, task }
+    this.#tasks.add(planned)
+    return () => void this.#tasks.delete(planned)
+  }
+
+  pass(ms: number) {
+    this.#now += ms
+    for (const planned of [...this.#tasks])
+      if (planned.at <= this.#now && this.#tasks.delete(planned)) planned.task()
+  }
+}
+
+interface Said {
+  readonly level: string
+  readonly message: string
+  readonly details: object
+}
+
+/** An Inetd in this process, closed when the test ends. Every entry runs as `account`, or as whoever runs the test. */
+async function serve(t: TestContext, conf: string, wanted: Partial<InetdOptions> = {}, account?: Account) {
+  const said: Said[] = []
+  const clock = new TestClock()
+  const inetd = new Inetd({
+    protocols: smallServices({ seconds: () => 1_795_445_580, text: () => 'Mon Nov 23 15:33:00 2026' }),
+    maxChildren: 1024,
+    maxPerIp: Infinity,
+    ratePerIp: Infinity,
+    maxConnections: 100,
+    idleMs: MINUTE,
+    clock,
+    say: (level, message, details) => said.push({ level, message, details }),
+    ...wanted,
+  })
+  let closing: Promise<void> | undefined
+  const end = (deadline: AbortSignal) => {
+    closing ??= inetd.close(deadline)
+    return closing
+  }
+  t.after(() => end(AbortSignal.abort()))
+  const apply = (text: string) => {
+    const { entries, problems } = parseInetdConf(text, 'inetd.conf', () => undefined)
+    assert.deepEqual(problems, [])
+    return inetd.apply(entries.map((entry): Configured => ({ entry, account })))
+  }
+  await apply(conf)
+  return {
+    inetd,
+    clock,
+    said,
+    /** Errors and warnings, as text. */
+    complaints: () => said.filter(({ level }) => level !== 'info').map(({ message }) => message),
+    apply,
+    close: end,
+    row(service: string) {
+      const found = inetd.rows().find(row => row.service === service)
+      assert.ok(found, service)
+      return found
+    },
+  }
+}
+
+const cat = (port: number, host = '127.0.0.1', wait = 'nowait') =>
+  `[${host}]:${port} stream tcp ${wait} root /bin/cat cat\n`.replace('[127.0.0.1]', '127.0.0.1')
+const perl = (port: number, type: 'stream' | 'dgram', wait: string, path: string, args = '') =>
+  `127.0.0.1:${port} ${type} ${type === 'stream' ? 'tcp' : 'udp'} ${wait} root ${path} ${path} ${args}\n`
+
+/** The process that answered, and what it said. */
+const answer = (text: string) => {
+  const [, pid, rest] = /^(\d+) (.*)$/s.exec(text) ?? []
+  return { pid: Number(pid), rest }
+}
+
+for (const host of ['127.0.0.1', '::1'])
+  test(`stream nowait over ${host}: each connection has a program of its own`, async t => {
+    const [port] = await ports(1)
+    const { row } = await serve(t, cat(port, host))
+    const a = await client(t, port, { host })
+    const b = await client(t, port, { host })
+    b.write('b')
+    a.write('a')
+    await Promise.all([once(a, 'data'), once(b, 'data')])
+    assert.equal(childrenOf(process.pid).length, 2)
+    assert.deepEqual([row(`${port}/tcp`).started, row(`${port}/tcp`).running], [2, 2])
+    a.end()
+    b.end('c')
+    assert.equal(await a.all, 'a')
+    assert.equal(await b.all, 'bc')
+    await until(() => row(`${port}/tcp`).running === 0)
+    assert.deepEqual(childrenOf(process.pid), [], 'they are waited for')
+  })
+
+test('a large stream passes through a program whole', async t => {
+  const [port] = await ports(1)
+  await serve(t, cat(port))
+  const text = Array.from({ length: 200_000 }, (_, i) => `line ${i}\n`).join('')
+  assert.ok((await talk(t, port, text)) === text)
+})
+
+test('what a client sends before the program runs is not lost', async t => {
+  const [port] = await ports(1)
+  await serve(t, cat(port))
+  const answers = await Promise.all(Array.from({ length: 20 }, (_, i) => talk(t, port, `I am ${i}`)))
+  assert.deepEqual(
+    answers,
+    answers.map((_, i) => `I am ${i}`),
+  )
+})
+
+const EXPECTED = { fds: '0 1 2', same: '1', blocking: '1', ignored: '0', cwd: process.cwd() }
+const withoutEnv = ({ fds, same, blocking, ignored, cwd }: ReturnType<typeof told>) => ({
+  fds,
+  same,
+  blocking,
+  ignored,
+  cwd,
+})
+/** The variables of the connection. */
+const connectionIn = ({ env }: ReturnType<typeof told>) =>
+  Object.fromEntries(Object.entries(env).filter(([name]) => /^(PROTO|(TCP|UDP)(LOCAL|REMOTE))/.test(name)))
+
+for (const host of ['127.0.0.1', '::1'])
+  test(`a program for a connection over ${host} has descriptors 0, 1, 2, its name, and the addresses`, async t => {
+    const [port] = await ports(1)
+    const path = program(t, 'tell')
+    process.env.ROUNDELAY_SECRET = 'ours'
+    t.after(() => delete process.env.ROUNDELAY_SECRET)
+    await serve(
+      t,
+      `[${host}]:${port} stream tcp nowait root ${path} odd-name "a b"`.replace('[127.0.0.1]', '127.0.0.1'),
+    )
+    const socket = await client(t, port, { host })
+    const { localPort } = socket
+    const said = told(await socket.all)
+    assert.deepEqual(withoutEnv(said), EXPECTED)
+    assert.deepEqual(connectionIn(said), {
+      PROTO: 'TCP',
+      TCPLOCALIP: host,
+      TCPLOCALPORT: `${port}`,
+      TCPREMOTEIP: host,
+      TCPREMOTEPORT: `${localPort}`,
+    })
+    assert.equal(said.env.PATH, process.env.PATH)
+    assert.equal(said.env.ROUNDELAY_SECRET, undefined)
+    assert.match(String(said.cmdline), / a b$/)
+  })
+
+test('argv[0] is as configured', async t => {
+  const [port] = await ports(1)
+  await serve(t, `127.0.0.1:${port} stream tcp nowait root /bin/sh odd-name -c "echo \\$0 $0"`)
+  assert.equal(await talk(t, port, ''), '$0 odd-name\n')
+})
+
+test('a program that is handed a socket has it as 0, 1, 2, and knows its own address', async t => {
+  const [tcp, datagrams] = await ports(2)
+  const path = program(t, 'tell')
+  await serve(
+    t,
+    perl(tcp, 'stream', 'wait', path, 'accept') + perl(datagrams, 'dgram', 'wait', path, 'recvfrom'),
+  )
+  const stream = told(await talk(t, tcp, ''))
+  assert.deepEqual(withoutEnv(stream), EXPECTED)
+  assert.deepEqual(connectionIn(stream), {
+    PROTO: 'TCP',
+    TCPLOCALIP: '127.0.0.1',
+    TCPLOCALPORT: `${tcp}`,
+  })
+  const datagram = told(String(await (await udp(t)).ask('x', datagrams)))
+  assert.deepEqual(withoutEnv(datagram), EXPECTED)
+  assert.deepEqual(connectionIn(datagram), {
+    PROTO: 'UDP',
+    UDPLOCALIP: '127.0.0.1',
+    UDPLOCALPORT: `${datagrams}`,
+  })
+})
+
+test(
+  'a program runs as its user, with that group, and with none of ours',
+  async t => {
+    const [port] = await ports(1)
+    const account = { name: 'daemon', uid: 1, gid: 2, supplementary: false }
+    await serve(t, perl(port, 'stream', 'nowait', program(t, 'tell')), {}, account)
+    const said = told(await talk(t, port, ''))
+    assert.equal(said.ids, '1 1 1 1 2 2 2 2')
+    assert.equal(said.groups, '')
+    assert.deepEqual(withoutEnv(said), EXPECTED)
+  },
+  root ? false : 'only root can start programs as somebody else',
+)
+
+test(
+  'a program of a user with supplementary groups has them, in all three ways, and is otherwise the same',
+  async t => {
+    const who = member(t)
+    if (!who) return t.skip(noMember)
+    const [a, b, c] = await ports(3)
+    const path = program(t, 'tell')
+    const conf = [
+      perl(a, 'stream', 'nowait', path),
+      perl(b, 'stream', 'wait', path, 'accept'),
+      perl(c, 'dgram', 'wait', path, 'recvfrom'),
+    ]
+    const { row } = await serve(t, conf.join(''), {}, { ...who, supplementary: true })
+    const all = [await talk(t, a, ''), await talk(t, b, ''), String(await (await udp(t)).ask('x', c))].map(
+      told,
+    )
+    const four = (id: number) => Array(4).fill(id).join(' ')
+    for (const said of all) {
+      assert.equal(said.ids, `${four(who.uid)} ${four(who.gid)}`)
+      assert.equal(said.groups, who.groups)
+      assert.deepEqual(withoutEnv(said), EXPECTED)
+      assert.equal(said.env.ROUNDELAY_EXEC_ORDERS, undefined)
+      assert.equal(said.env.NODE_COMPILE_CACHE, process.env.NODE_COMPILE_CACHE)
+    }
+    assert.match(JSON.stringify(connectionIn(all[0])), /"TCPREMOTEPORT":"\d+"/)
+    await until(() => row(`${c}/udp`).running === 0)
+  },
+  root ? false : 'only root can start programs as somebody else',
+)
+
+test('stream wait: the program gets the listening socket, accepts by itself, and another follows it', async t => {
+  const [port] = await ports(1)
+  const { row } = await serve(t, perl(port, 'stream', 'wait', program(t, 'accept'), '2'))
+  assert.equal(row(`${port}/tcp`).state, 'listening')
+  const first = answer(await talk(t, port, 'x'))
+  const second = answer(await talk(t, port, 'y'))
+  const third = answer(await talk(t, port, 'z'))
+  assert.deepEqual([first.rest, second.rest, third.rest], ['x', 'y', 'z'])
+  assert.equal(second.pid, first.pid)
+  assert.notEqual(third.pid, first.pid)
+  assert.equal(row(`${port}/tcp`).state, 'waiting')
+  assert.equal(answer(await talk(t, port, '')).pid, third.pid)
+  await until(() => row(`${port}/tcp`).running === 0)
+  assert.equal(row(`${port}/tcp`).state, 'listening')
+  assert.equal(row(`${port}/tcp`).started, 2)
+})
+
+test('stream wait: while the program runs nobody else is started, and who comes meanwhile is served by it', async t => {
+  const [port] = await ports(1)
+  const { row } = await serve(t, perl(port, 'stream', 'wait', program(t, 'accept'), '3'))
+  const slow = await client(t, port)
+  await until(() => row(`${port}/tcp`).running === 1)
+  assert.equal(row(`${port}/tcp`).state, 'waiting')
+  const others = await Promise.all([client(t, port), client(t, port)])
+  for (const other of others) other.end('other')
+  slow.end('slow')
+  const answers = [answer(await slow.all), answer(await others[0].all), answer(await others[1].all)]
+  assert.deepEqual(
+    answers.map(({ rest }) => rest),
+    ['slow', 'other', 'other'],
+  )
+  assert.equal(new Set(answers.map(({ pid }) => pid)).size, 1)
+  await until(() => row(`${port}/tcp`).running === 0)
+  assert.equal(row(`${port}/tcp`).started, 1)
+})
+
+test('dgram wait: the program finds the first datagram and those after it; then inetd watches again', async t => {
+  const [port] = await ports(1)
+  const { row } = await serve(t, perl(port, 'dgram', 'wait', program(t, 'recvfrom'), '2'))
+  const peer = await udp(t)
+  const first = answer(String(await peer.ask('first', port)))
+  assert.equal(first.rest, 'first')
+  assert.equal(row(`${port}/udp`).state, 'waiting')
+  const second = answer(String(await peer.ask('second', port)))
+  assert.deepEqual(second, { pid: first.pid, rest: 'second' })
+  const third = answer(String(await peer.ask('third', port)))
+  assert.equal(third.rest, 'third')
+  assert.notEqual(third.pid, first.pid)
+  assert.equal(row(`${port}/udp`).started, 2)
+})
+
+test('dgram wait: what came in a burst is all served, by as many programs as it takes', async t => {
+  const [port] = await ports(1)
+  const { row } = await serve(t, perl(port, 'dgram', 'wait', program(t, 'recvfrom'), '1'))
+  const peer = await udp(t)
+  for (let i = 0; i < 10; i++) peer.send(`${i}`, port)
+  await until(() => peer.got.length === 10)
+  assert.deepEqual(
+    peer.got.map(got => answer(String(got)).rest),
+    Array.from({ length: 10 }, (_, i) => `${i}`),
+  )
+  await until(() => row(`${port}/udp`).running === 0)
+  assert.equal(row(`${port}/udp`).started, 10)
+})
+
+test('a service that is started too often in a minute is off for ten, and then back', async t => {
+  const [port, other] = await ports(2)
+  const { clock, said, row } = await serve(t, cat(port, '127.0.0.1', 'nowait.3') + cat(other))
+  for (let i = 0; i < 3; i++) assert.equal(await talk(t, port, 'x'), 'x')
+  const refused = await client(t, port)
+  assert.equal(await refused.all, '', 'closed, not left hanging')
+  assert.deepEqual(said, [
+    {
+      level: 'error',
+      message: `${port}/tcp server failing (looping), service terminated`,
+      details: { maxPerMinute: 3, offSeconds: 600 },
+    },
+  ])
+  assert.equal(row(`${port}/tcp`).state, 'off')
+  assert.equal(row(`${port}/tcp`).refused, 1)
+  assert.equal(await refusal(port), 'ECONNREFUSED')
+  assert.equal(await talk(t, other, 'others are well'), 'others are well')
+  clock.pass(TEN_MINUTES - 1)
+  assert.equal(await refusal(port), 'ECONNREFUSED')
+  clock.pass(1)
+  await until(() => row(`${port}/tcp`).state === 'listening')
+  for (let i = 0; i < 3; i++) assert.equal(await talk(t, port, 'again'), 'again')
+})
+
+test('starts that are a minute old do not count', async t => {
+  const [port] = await ports(1)
+  const { clock, said } = await serve(t, cat(port, '127.0.0.1', 'nowait.2'))
+  for (let i = 0; i < 6; i++) {
+    assert.equal(await talk(t, port, 'x'), 'x')
+    clock.pass(MINUTE / 2)
+  }
+  assert.deepEqual(said, [])
+})
+
+test('a datagram that no program takes from its socket switches the service off, and inetd lives', async t => {
+  const [port, other] = await ports(2)
+  const conf = `127.0.0.1:${port} dgram udp wait.20 root /bin/true true\n${cat(other)}`
+  const { clock, complaints, row } = await serve(t, conf)
+  const peer = await udp(t)
+  peer.send('never read', port)
+  await until(() => row(`${port}/udp`).state === 'off')
+  await until(() => row(`${port}/udp`).running === 0)
+  assert.deepEqual(complaints(), [`${port}/udp server failing (looping), service terminated`])
+  assert.equal(row(`${port}/udp`).started, 20)
+  assert.equal(inodeOf(port, 'udp'), undefined)
+  assert.equal(await talk(t, other, 'x'), 'x')
+  clock.pass(TEN_MINUTES)
+  await until(() => row(`${port}/udp`).state === 'listening')
+  peer.send('again', port)
+  await until(() => row(`${port}/udp`).started > 20)
+})
+
+test('a program that cannot be run: the connection is closed, it is said once, and inetd lives', async t => {
+  const dir = folder(t)
+  const plain = join(dir, 'not-executable')
+  writeFileSync(plain, '#!/bin/sh\n')
+  const noInterpreter = join(dir, 'no-interpreter')
+  writeFileSync(noInterpreter, '#!/nonexistent\n', { mode: 0o755 })
+  const noFolder = join(plain, 'x')
+  const paths = ['/nonexistent', plain, noInterpreter, noFolder, dir]
+  const all = await ports(paths.length + 1)
+  const good = all[paths.length]
+  const conf = paths.map((path, i) => `127.0.0.1:${all[i]} stream tcp nowait root ${path} x\n`).join('')
+  const { complaints, row } = await serve(t, conf + cat(good))
+  for (const [i, path] of paths.entries()) {
+    assert.equal(await (await client(t, all[i])).all, '', path)
+    assert.equal(row(`${all[i]}/tcp`).refused, 1, path)
+    assert.equal(row(`${all[i]}/tcp`).running, 0, path)
+  }
+  assert.deepEqual(complaints(), ['cannot start a program'])
+  assert.equal(await talk(t, good, 'x'), 'x')
+  writeFileSync(plain, '#!/bin/sh\necho mended\n')
+  chmodSync(plain, 0o755)
+  assert.equal(await talk(t, all[1], ''), 'mended\n')
+})
+
+test(
+  'a program that cannot be run as a user with supplementary groups is said, and not to the client',
+  async t => {
+    const who = member(t)
+    if (!who) return t.skip(noMember)
+    const [port] = await ports(1)
+    const conf = `127.0.0.1:${port} stream tcp nowait root /nonexistent x`
+    const { complaints, row } = await serve(t, conf, {}, { ...who, supplementary: true })
+    assert.equal(await talk(t, port, ''), '')
+    await until(() => row(`${port}/tcp`).failed === 1)
+    assert.deepEqual(complaints(), ['cannot start a program'])
+  },
+  root ? false : 'only root can start programs as somebody else',
+)
+
+test('a service that waits for a program that is missing tries again, and serves once it is there', async t => {
+  const [port] = await ports(1)
+  const path = join(folder(t), 'server')
+  const { complaints, clock, row } = await serve(t, perl(port, 'dgram', 'wait', path))
+  const peer = await udp(t)
+  peer.send('patience', port)
+  await until(() => complaints().length > 0)
+  assert.deepEqual(complaints(), ['cannot start a program'])
+  writeFileSync(path, readFileSync(program(t, 'recvfrom')), { mode: 0o755 })
+  await until(() => {
+    clock.pass(1000)
+    return peer.got.length > 0
+  })
+  assert.equal(answer(String(peer.got[0])).rest, 'patience')
+  await until(() => row(`${port}/udp`).running === 0)
+})
+
+test('programs that fail are counted, and those that do not are not', async t => {
+  const [port] = await ports(1)
+  const { row } = await serve(
+    t,
+    `127.0.0.1:${port} stream tcp nowait root /bin/sh sh -c "read how; eval $how"`,
+  )
+  for (const how of ['exit 0', 'exit 3', 'kill -9 $$']) await talk(t, port, `${how}\n`)
+  await until(() => row(`${port}/tcp`).running === 0)
+  const { started, failed, refused } = row(`${port}/tcp`)
+  assert.deepEqual({ started, failed, refused }, { started: 3, failed: 2, refused: 0 })
+})
+
+test('at --max-children clients wait, unrefused, whichever their service, and are served later', async t => {
+  const [a, b, waits] = await ports(3)
+  const conf = cat(a) + cat(b) + perl(waits, 'stream', 'wait', program(t, 'accept'))
+  const { complaints, inetd } = await serve(t, conf, { maxChildren: 2 })
+  const [first, second] = [await client(t, a), await client(t, b)]
+  first.write('1')
+  second.write('2')
+  await Promise.all([once(first, 'data'), once(second, 'data')])
+  assert.ok(inetd.full)
+  const [third, fourth] = [await client(t, a), await client(t, waits)]
+  third.end('3')
+  fourth.end('4')
+  for (let i = 0; i < 20; i++) {
+    first.write('x')
+    await once(first, 'data')
+  }
+  assert.deepEqual([third.soFar(), fourth.soFar()], ['', ''])
+  assert.equal(childrenOf(process.pid).length, 2)
+  first.end()
+  second.end()
+  assert.equal(await third.all, '3')
+  assert.equal(answer(await fourth.all).rest, '4')
+  assert.deepEqual(complaints(), ['process cap reached: further clients wait'], 'and said once')
+})
+
+test('at --max-children a service that is opened anew waits too', async t => {
+  const [a, b] = await ports(2)
+  const { apply } = await serve(t, cat(a), { maxChildren: 1 })
+  const first = await client(t, a)
+  first.write('1')
+  await once(first, 'data')
+  await apply(cat(a) + cat(b))
+  const second = await client(t, b)
+  second.end('2')
+  for (let i = 0; i < 20; i++) {
+    first.write('x')
+    await once(first, 'data')
+  }
+  assert.equal(second.soFar(), '')
+  first.end()
+  assert.equal(await second.all, '2')
+})
+
+test('over --max-per-ip a client is closed; other addresses are not, and it may come again', async t => {
+  const [port] = await ports(1)
+  const { row } = await serve(t, cat(port), { maxPerIp: 2 })
+  const [a, b] = [await client(t, port), await client(t, port)]
+  a.write('a')
+  b.write('b')
+  await Promise.all([once(a, 'data'), once(b, 'data')])
+  assert.equal(await (await client(t, port)).all, '')
+  assert.equal(row(`${port}/tcp`).refused, 1)
+  assert.equal(await talk(t, port, 'x', { localAddress: '127.0.0.2' }), 'x')
+  a.end()
+  await a.all
+  await until(() => row(`${port}/tcp`).running === 1)
+  assert.equal(await talk(t, port, 'again'), 'again')
+})
+
+test('over --rate-per-ip a client is closed until the minute is over; other addresses are not', async t => {
+  const [port] = await ports(1)
+  const { row, clock } = await serve(t, cat(port), { ratePerIp: 2 })
+  for (let i = 0; i < 2; i++) assert.equal(await talk(t, port, 'x'), 'x')
+  assert.equal(await (await client(t, port)).all, '')
+  assert.equal(row(`${port}/tcp`).refused, 1)
+  assert.equal(await talk(t, port, 'x', { localAddress: '127.0.0.2' }), 'x')
+  clock.pass(MINUTE)
+  assert.equal(await talk(t, port, 'x'), 'x')
+})
+
+test('read again, what has not changed keeps its sockets, wherever it stands', async t => {
+  const [tcp, datagrams, internal, moved, to] = await ports(5)
+  const recvfrom = program(t, 'recvfrom')
+  const lines = [
+    cat(tcp),
+    perl(datagrams, 'dgram', 'wait', recvfrom),
+    `127.0.0.1:${internal} stream tcp nowait root internal echo\n`,
+  ]
+  const { apply, complaints } = await serve(t, lines.join('') + cat(moved))
+  const inodes = () => [inodeOf(tcp), inodeOf(datagrams, 'udp'), inodeOf(internal)]
+  const before = inodes()
+  assert.ok(before.every(Boolean))
+  await apply(lines.reverse().join('# a comment\n\n') + cat(to))
+  assert.deepEqual(inodes(), before)
+  assert.equal(await refusal(moved), 'ECONNREFUSED')
+  assert.equal(await talk(t, to, 'moved'), 'moved')
+  await apply(lines.join('').replace('/bin/cat cat', `/bin/cat cat -`))
+  assert.deepEqual(inodes(), before, 'another program on the same socket')
+  await apply('')
+  assert.deepEqual(inodes(), [undefined, undefined, undefined])
+  await apply(lines.join(''))
+  assert.ok(inodes().every(Boolean))
+  assert.deepEqual(complaints(), [])
+})
+
+test('read again, the same sockets serve another program, limit or kind', async t => {
+  const [port] = await ports(1)
+  const { apply } = await serve(t, cat(port))
+  const line = (rest: string) => `127.0.0.1:${port} stream tcp ${rest}\n`
+  assert.equal(await talk(t, port, 'x'), 'x')
+  await apply(line('nowait root /bin/echo echo other'))
+  assert.equal(await talk(t, port, ''), 'other\n')
+  await apply(line('nowait root internal daytime'))
+  assert.match(await talk(t, port, ''), /2026\r\n$/)
+  await apply(line(`wait root ${program(t, 'accept')} x`))
+  assert.equal(answer(await talk(t, port, 'y')).rest, 'y')
+  await until(() => childrenOf(process.pid).length === 0)
+  await apply(line('nowait.1 root /bin/cat cat'))
+  assert.equal(await talk(t, port, 'z'), 'z')
+  assert.equal(await talk(t, port, 'z'), '', 'the new limit')
+})
+
+test('programs of a service that was removed live on, and are waited for', async t => {
+  const [port, other] = await ports(2)
+  const { apply } = await serve(t, cat(port) + cat(other))
+  const socket = await client(t, port)
+  socket.write('before')
+  await once(socket, 'data')
+  await apply(cat(other))
+  assert.equal(await refusal(port), 'ECONNREFUSED')
+  socket.end(' and after')
+  assert.equal(await socket.all, 'before and after')
+  await until(() => childrenOf(process.pid).length === 0)
+})
+
+test('a program that has the socket of a removed service serves on, and inetd does not look at it again', async t => {
+  const [port] = await ports(1)
+  const { apply, inetd } = await serve(t, perl(port, 'dgram', 'wait', program(t, 'recvfrom'), '2'))
+  const peer = await udp(t)
+  const { pid } = answer(String(await peer.ask('first', port)))
+  await apply('')
+  assert.deepEqual(answer(String(await peer.ask('second', port))), { pid, rest: 'second' })
+  await until(() => childrenOf(process.pid).length === 0)
+  assert.equal(inodeOf(port, 'udp'), undefined)
+  assert.deepEqual(inetd.rows(), [])
+})
+
+test('a connection to an internal service that was removed goes on', async t => {
+  const [port] = await ports(1)
+  const { apply } = await serve(t, `127.0.0.1:${port} stream tcp nowait root internal echo`)
+  const socket = await client(t, port)
+  socket.write('before')
+  await once(socket, 'data')
+  await apply('')
+  assert.equal(await refusal(port), 'ECONNREFUSED')
+  socket.end(' and after')
+  assert.equal(await socket.all, 'before and after')
+})
+
+test('an address that cannot be had is said; the rest works; it is tried again in time, or when read again', async t => {
+  const holder = createServer().listen(0, '127.0.0.1')
+  await once(holder, 'listening')
+  t.after(() => void holder.close())
+  const { port } = holder.address() as AddressInfo
+  const [other] = await ports(1)
+  const conf = cat(port) + cat(other)
+  const { complaints, row, clock, apply } = await serve(t, conf)
+  const complaint = `${port}/tcp: cannot listen, trying again in 10 minutes`
+  assert.deepEqual(complaints(), [complaint])
+  assert.equal(row(`${port}/tcp`).state, 'off')
+  assert.equal(await talk(t, other, 'x'), 'x')
+  clock.pass(TEN_MINUTES)
+  await until(() => complaints().length === 2)
+  await apply(conf)
+  assert.deepEqual(complaints(), [complaint, complaint, complaint])
+  await once(holder.close(), 'close')
+  await apply(conf)
+  assert.equal(await talk(t, port, 'mended'), 'mended')
+  clock.pass(TEN_MINUTES)
+  assert.equal(await talk(t, port, 'once only'), 'once only')
+  assert.equal(complaints().length, 3)
+})
+
+test('a service that is off for looping is back when the file is read again', async t => {
+  const [port] = await ports(1)
+  const { row, apply } = await serve(t, cat(port, '127.0.0.1', 'nowait.1'))
+  assert.equal(await talk(t, port, 'x'), 'x')
+  assert.equal(await (await client(t, port)).all, '')
+  assert.equal(row(`${port}/tcp`).state, 'off')
+  await apply(cat(port, '127.0.0.1', 'nowait.1'))
+  assert.equal(await talk(t, port, 'y'), 'y')
+})
+
+test('unix sockets are served like others, and their files come and go', async t => {
+  const dir = folder(t)
+  const [nowait, wait] = [join(dir, 'nowait.sock'), join(dir, 'with:colon.sock')]
+  const tell = join(dir, 'tell.sock')
+  const { row, apply } = await serve(
+    t,
+    `${nowait} stream unix nowait root /bin/cat cat
+${wait} stream unix wait root ${program(t, 'accept')} x 2
+${tell} stream unix nowait root ${program(t, 'tell')} x`,
+  )
+  for (let i = 0; i < 2; i++) assert.equal(await talk(t, nowait, 'hello'), 'hello')
+  for (const path of [nowait, wait]) assert.equal(lstatSync(path).mode & 0o777, 0o666, 'anybody may connect')
+  const first = answer(await talk(t, wait, 'one'))
+  const second = answer(await talk(t, wait, 'two'))
+  assert.deepEqual([first.rest, second.rest, second.pid], ['one', 'two', first.pid])
+  assert.notEqual(answer(await talk(t, wait, 'three')).pid, first.pid)
+  const said = told(await talk(t, tell, ''))
+  assert.deepEqual(withoutEnv(said), EXPECTED)
+  assert.deepEqual(connectionIn(said), { PROTO: 'UNIX' })
+  await apply('')
+  assert.deepEqual([nowait, wait, tell].map(existsSync), [false, false, false])
+  assert.throws(() => row(`${nowait}/unix`))
+})
+
+test('a socket that an earlier server left is removed; any other file stays, and the service waits', async t => {
+  const dir = folder(t)
+  const [stale, file] = [join(dir, 'stale.sock'), join(dir, 'file')]
+  close(listenUnix(stale, false))
+  assert.ok(lstatSync(stale).isSocket())
+  writeFileSync(file, 'precious')
+  const line = (path: string) => `${path} stream unix nowait root /bin/cat cat\n`
+  const { complaints, row, apply } = await serve(t, line(stale) + line(file))
+  assert.equal(await talk(t, stale, 'hello'), 'hello')
+  assert.deepEqual(complaints(), [`${file}/unix: cannot listen, trying again in 10 minutes`])
+  assert.equal(row(`${file}/unix`).state, 'off')
+  await apply('')
+  assert.equal(readFileSync(file, 'utf8'), 'precious')
+  assert.equal(existsSync(stale), false)
+})
+
+for (const host of ['127.0.0.1', '::1'])
+  test(`the internal services over ${host} say what their RFCs have them say, over TCP and UDP`, async t => {
+    const [echo, discard, chargen, daytime, time] = await ports(5)
+    const both = (port: number, name: string) =>
+      `[${host}]:${port} stream tcp nowait root internal ${name}
+[${host}]:${port} dgram udp wait root internal ${name}
+`.replaceAll('[127.0.0.1]', '127.0.0.1')
+    const { inetd } = await serve(
+      t,
+      both(echo, 'echo') +
+        both(discard, 'discard') +
+        both(chargen, 'chargen') +
+        both(daytime, 'daytime') +
+        both(time, 'time'),
+    )
+    assert.equal(inetd.rows().length, 10)
+    const seconds = Buffer.alloc(4)
+    seconds.writeUInt32BE(1_795_445_580 + 2_208_988_800)
+    assert.equal(await talk(t, echo, 'hello', { host }), 'hello')
+    assert.equal(await talk(t, discard, 'hello', { host }), '')
+    assert.equal(await talk(t, daytime, '', { host }), 'Mon Nov 23 15:33:00 2026\r\n')
+    assert.equal(await talk(t, time, '', { host }), seconds.toString('latin1'))
+    const lines = await client(t, chargen, { host })
+    await until(() => lines.soFar().length > 10_000)
+    lines.destroy()
+    const line = (i: number) =>
+      `${Array.from({ length: 72 }, (_, j) => String.fromCharCode(0x20 + ((i + j) % 95))).join('')}\r\n`
+    const expected = Array.from({ length: 95 }, (_, i) => line(i)).join('')
+    assert.ok(lines.soFar().startsWith(expected))
+
+    const peer = await udp(t, host)
+    assert.equal(String(await peer.ask('hello', echo)), 'hello')
+    assert.equal(String(await peer.ask('', daytime)), 'Mon Nov 23 15:33:00 2026\r\n')
+    assert.deepEqual(await peer.ask('', time), seconds)
+    assert.equal(String(await peer.ask('', chargen)), line(0))
+    assert.equal(String(await peer.ask('x'.repeat(5000), chargen)), line(1))
+    const before = peer.got.length
+    peer.send('hello', discard)
+    await peer.ask('to be sure', echo)
+    assert.equal(peer.got.length, before + 1)
+    assert.deepEqual(childrenOf(process.pid), [], 'without a program')
+  })
+
+test('internal services send no datagram to ports that answer by themselves', async t => {
+  const names = ['echo', 'chargen', 'daytime', 'time']
+  const own = await ports(names.length)
+  const conf = names.map((name, i) => `127.0.0.1:${own[i]} dgram udp wait root internal ${name}\n`)
+  await serve(t, conf.join(''))
+  const small = SMALL_SERVICE_PORTS.filter(port => port > (root ? 0 : 1023))
+  // A socket of another process could hold one of these on every address: then it is not ours to try.
+  const from = (port: number) =>
+    udp(t, '127.0.0.2', port).catch(error => void assert.equal(error.code, 'EADDRINUSE'))
+  const ordinary = await udp(t, '127.0.0.2')
+  for (const service of own) {
+    const forged = [await from(service)]
+    for (const port of small) forged.push(await from(port))
+    for (const socket of forged) socket?.send('x', service)
+    // A socket's queue is in order: when this is back, all the others were looked at.
+    await ordinary.ask('x', service)
+    assert.deepEqual(
+      forged.flatMap(socket => socket?.got ?? []),
+      [],
+    )
+  }
+  t.diagnostic(`from ${small.length + 1} ports each`)
+})
+
+test('tcpmux (RFC 1078) starts its services, as they are when a client asks', async t => {
+  const [port] = await ports(1)
+  const line = `127.0.0.1:${port} stream tcp nowait root internal tcpmux\n`
+  const tell = program(t, 'tell')
+  const { apply, row } = await serve(
+    t,
+    `${line}tcpmux/+Tell stream tcp nowait root ${tell} tell\ntcpmux/copy stream tcp nowait root /bin/cat cat\n`,
+  )
+  assert.equal(await talk(t, port, 'help\r\n'), 'tell\r\ncopy\r\n')
+  assert.equal(await talk(t, port, 'COPY\r\nthe rest'), 'the rest')
+  assert.match(await talk(t, port, 'none\r\n'), /^-.*\r\n$/)
+  assert.equal(await talk(t, port, ''), '')
+  const socket = await client(t, port)
+  const { localPort } = socket
+  socket.end('tell\r\n')
+  const all = await socket.all
+  assert.match(all, /^\+.*\r\n/)
+  const said = told(all.slice(all.indexOf('\n') + 1))
+  assert.deepEqual(withoutEnv(said), EXPECTED)
+  assert.deepEqual(connectionIn(said), {
+    PROTO: 'TCP',
+    TCPLOCALIP: '127.0.0.1',
+    TCPLOCALPORT: `${port}`,
+    TCPREMOTEIP: '127.0.0.1',
+    TCPREMOTEPORT: `${localPort}`,
+  })
+  await apply(`${line}tcpmux/other stream tcp nowait root /bin/echo echo new\n`)
+  assert.equal(await talk(t, port, 'other\r\n'), 'new\n')
+  assert.match(await talk(t, port, 'copy\r\n'), /^-/)
+  await until(() => row(`${port}/tcp`).running === 0)
+})
+
+test('500 services are opened, kept, and closed, and no descriptor is left', async t => {
+  const all = await ports(500)
+  const conf = all.map(port => cat(port)).join('')
+  const before = descriptorsOf(process.pid).length
+  const { apply, inetd, complaints } = await serve(t, conf)
+  assert.equal(inetd.rows().length, 500)
+  const inode = inodeOf(all[7])
+  await apply(conf)
+  assert.equal(inodeOf(all[7]), inode)
+  for (const port of [all[0], all[250], all[499]]) assert.equal(await talk(t, port, 'x'), 'x')
+  await apply(
+    all
+      .slice(0, 250)
+      .map(port => cat(port))
+      .join(''),
+  )
+  assert.equal(inetd.rows().length, 250)
+  await apply('')
+  await until(() => descriptorsOf(process.pid).filter(what => what.startsWith('socket:')).length < 10)
+  // The watcher's own remain until close.
+  await until(() => descriptorsOf(process.pid).length <= before + 8)
+  assert.deepEqual(complaints(), [])
+})
+
+test('close ends when the last program has, and gives every descriptor back', async t => {
+  const before = descriptorsOf(process.pid).length
+  const [port, waits] = await ports(2)
+  const { close } = await serve(t, cat(port) + perl(waits, 'dgram', 'wait', program(t, 'recvfrom')))
+  const socket = await client(t, port)
+  socket.write('x')
+  await once(socket, 'data')
+  let closed = false
+  const closing = close(new AbortController().signal).then(() => {
+    closed = true
+  })
+  assert.equal(await refusal(port), 'ECONNREFUSED')
+  socket.write('y')
+  await once(socket, 'data')
+  assert.equal(closed, false)
+  socket.end('z')
+  assert.equal(await socket.all, 'xyz')
+  await closing
+  socket.destroy()
+  await until(() => descriptorsOf(process.pid).length <= before)
+})
+
+test('close ends programs that the deadline finds running', async t => {
+  const [port] = await ports(1)
+  const { close } = await serve(t, cat(port))
+  const socket = await client(t, port)
+  socket.write('x')
+  await once(socket, 'data')
+  const [{ pid }] = childrenOf(process.pid)
+  const deadline = new AbortController()
+  const closing = close(deadline.signal)
+  deadline.abort()
+  await closing
+  assert.equal(stateOf(pid), undefined)
+  assert.equal(await socket.all, 'x')
+})

@@ -1,0 +1,66 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { findAccount } from '../../src/servers/users.ts'
+
+const passwd = `# In the form of passwd(5).
+root:x:0:0:root:/root:/bin/bash
+daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
+games:x:5:60:games:/usr/games:/usr/sbin/nologin
+
+web:x:1000:1000::/home/web:/bin/sh
+webmaster:x:1001:1001::/home/webmaster:/bin/sh
+`
+const group = `root:x:0:
+daemon:x:1:
+tty:x:5:games,daemon
+games:x:60:
+web:x:1000:web
+logs:x:200:webmaster
+nothing:x:201
+old:x:202:,
+`
+
+test('a user has the group of passwd(5), and no others unless group(5) says so', () => {
+  assert.deepEqual(findAccount(passwd, group, 'root'), { name: 'root', uid: 0, gid: 0, supplementary: false })
+  assert.deepEqual(findAccount(passwd, group, 'games'), {
+    name: 'games',
+    uid: 5,
+    gid: 60,
+    supplementary: true,
+  })
+})
+
+test('a user who is listed only in the own group has no supplementary ones', () => {
+  assert.equal(findAccount(passwd, group, 'web').supplementary, false)
+})
+
+test('a member is found by the whole name', () => {
+  assert.equal(findAccount(passwd, group, 'webmaster').supplementary, true)
+  assert.equal(findAccount(passwd, 'logs:x:200:webmaster', 'web').supplementary, false)
+})
+
+test('a group that is named goes before that of passwd(5)', () => {
+  assert.deepEqual(findAccount(passwd, group, 'root', 'logs'), {
+    name: 'root',
+    uid: 0,
+    gid: 200,
+    supplementary: false,
+  })
+  assert.deepEqual(
+    findAccount(passwd, group, 'web', 'tty'),
+    { name: 'web', uid: 1000, gid: 5, supplementary: true },
+    'the own group is then one of the supplementary ones',
+  )
+  assert.equal(findAccount(passwd, group, 'games', 'tty').supplementary, false)
+})
+
+test('who is in neither file is named', () => {
+  assert.throws(() => findAccount(passwd, group, 'nobody'), {
+    message: 'there is no user "nobody" in /etc/passwd',
+  })
+  assert.throws(() => findAccount(passwd, group, 'web', 'wheel'), {
+    message: 'there is no group "wheel" in /etc/group',
+  })
+  assert.throws(() => findAccount('', '', 'root'), { message: 'there is no user "root" in /etc/passwd' })
+  assert.throws(() => findAccount(passwd, group, '# In the form of passwd(5).'), /there is no user/)
+})
