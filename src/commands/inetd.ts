@@ -17,7 +17,8 @@ const DEFAULT_FILE = '/etc/inetd.conf'
 export const run: Run<'inetd'> = async (options, args, { version, exit, takeSignals }) => {
   const files = args.length > 0 ? args : [DEFAULT_FILE]
   if (options.verify) {
-    const { lines, problems } = readOrExplain(files)
+    const { lines, problems } = readOrExplain(files, true)
+    if (lines.length === 0) process.stdout.write('no services\n')
     for (const { text } of lines) process.stdout.write(`${text}\n`)
     if (problems.length > 0) exit(1)
     return
@@ -46,27 +47,14 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
   const apply = async ({ configured, problems }: Read) => {
     for (const message of problems) log.error(message)
     await inetd.apply(configured)
+    if (inetd.closing) return
     log.info({ files, services: configured.length, bad: problems.length }, 'configuration read')
   }
   const services = () => inetd.rows()
-  const admin = await startAdmin({
-    listen: options.admin,
-    log,
-    metrics: new Metrics('inetd', version),
-    samples: () => samples(inetd),
-    documents: { '/state': () => ({ files, services: services() }) },
-    notReady: () => undefined,
-    connections: () => services().reduce((sum, { running }) => sum + running, 0),
-    close: deadline => inetd.close(deadline),
-    // Its clients are not sent here by answers that it could leave first.
-    drainMs: 0,
-    graceMs: options.drain,
-    exit,
-    takeSignals,
-  })
-  await apply(first)
   // One after the other: the file that was written last is the one that counts.
-  let applying = Promise.resolve()
+  const { promise: begun, resolve: begin } = Promise.withResolvers<void>()
+  let applying = begun.then(() => apply(first))
+  let applied = false
   process.on('SIGHUP', () => {
     applying = applying.then(async () => {
       try {
@@ -76,6 +64,24 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
       }
     })
   })
+  const admin = await startAdmin({
+    listen: options.admin,
+    log,
+    metrics: new Metrics('inetd', version),
+    samples: () => samples(inetd),
+    documents: { '/state': () => ({ files, services: services() }) },
+    notReady: () => (applied ? undefined : 'starting'),
+    connections: () => services().reduce((sum, { running }) => sum + running, 0),
+    close: deadline => inetd.close(deadline),
+    // Its clients are not sent here by answers that it could leave first.
+    drainMs: 0,
+    graceMs: options.drain,
+    exit,
+    takeSignals,
+  })
+  begin()
+  await applying
+  applied = true
   log.info({ admin: formatAddress(admin), version }, 'inetd ready')
 }
 
@@ -88,29 +94,35 @@ interface Read {
 }
 
 /** At the start a file that cannot be read is the user's to mend. */
-function readOrExplain(files: readonly string[]): Read {
+function readOrExplain(files: readonly string[], verifyOnly = false): Read {
   try {
-    return readConfiguration(files)
+    return readConfiguration(files, verifyOnly)
   } catch (error) {
     throw new UsageError(`Cannot read the configuration: ${(error as Error).message}`)
   }
 }
 
-function readConfiguration(files: readonly string[]): Read {
+/** `verifyOnly`: it need not be for us to start the programs. */
+function readConfiguration(files: readonly string[], verifyOnly = false): Read {
   const lookUp = servicesDatabase()
   const [passwd, group] = [readIfAny('/etc/passwd'), readIfAny('/etc/group')]
   const known = new Map<string, string>()
   const read = files.map(file => {
-    const { entries, problems } = parseInetdConf(readFileSync(file, 'utf8'), file, lookUp)
+    const { entries, problems } = parseInetdConf(
+      readFileSync(file, 'utf8').replace(/^\uFEFF/, ''),
+      file,
+      lookUp,
+    )
     const lines = problems.map(({ line, message }) => ({ line, text: message, bad: true }))
     const configured: Configured[] = []
     for (const entry of entries) {
       const at = `${file}:${entry.line}`
       try {
-        const before = known.get(entry.key)
-        if (before) throw new Error(`has the socket of ${before}`)
-        configured.push({ entry, account: accountOf(entry, passwd, group) })
-        known.set(entry.key, at)
+        const sockets = entry.key.split(', ')
+        const taken = sockets.find(socket => known.has(socket))
+        if (taken) throw new Error(`${known.get(taken)} has the socket ${taken} already`)
+        configured.push({ entry, account: accountOf(entry, passwd, group, verifyOnly) })
+        for (const socket of sockets) known.set(socket, at)
         lines.push({ line: entry.line, text: `${at}: ${describe(entry)}`, bad: false })
       } catch (error) {
         lines.push({
@@ -131,13 +143,13 @@ function readConfiguration(files: readonly string[]): Read {
 }
 
 /** Undefined for whoever runs inetd; throws an Error for a user that does not exist or that we may not become. */
-function accountOf(entry: Entry, passwd: string, group: string): Account | undefined {
+function accountOf(entry: Entry, passwd: string, group: string, verifyOnly: boolean): Account | undefined {
   if (entry.program.kind === 'internal') return undefined
   const self = userInfo()
   if (entry.user === self.username && entry.group === undefined) return undefined
   const account = findAccount(passwd, group, entry.user, entry.group)
   if (account.uid === self.uid && account.gid === self.gid) return undefined
-  if (self.uid !== 0)
+  if (self.uid !== 0 && !verifyOnly)
     throw new Error(`only root may start programs as ${entry.user}, and this is ${self.username}`)
   return account
 }
@@ -168,10 +180,10 @@ const clock = {
 }
 
 const samples = (inetd: Inetd): Sample[] =>
-  inetd.rows().flatMap(({ service, state, started, running, failed, refused }): Sample[] => [
-    ['roundelay_inetd_started_total', { service }, started],
-    ['roundelay_inetd_running', { service }, running],
-    ['roundelay_inetd_failed_total', { service }, failed],
-    ['roundelay_inetd_refused_total', { service }, refused],
-    ['roundelay_inetd_service_up', { service }, state === 'off' ? 0 : 1],
+  inetd.rows().flatMap(({ service, sockets, state, started, running, failed, refused }): Sample[] => [
+    ['roundelay_inetd_started_total', { service, sockets }, started],
+    ['roundelay_inetd_running', { service, sockets }, running],
+    ['roundelay_inetd_failed_total', { service, sockets }, failed],
+    ['roundelay_inetd_refused_total', { service, sockets }, refused],
+    ['roundelay_inetd_service_up', { service, sockets }, state === 'off' ? 0 : 1],
   ])

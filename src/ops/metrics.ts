@@ -39,23 +39,23 @@ export const metrics = {
 
   roundelay_inetd_started_total: {
     type: 'counter',
-    labels: ['service'],
-    help: 'Programs started, by service, such as ftp/tcp.',
+    labels: ['service', 'sockets'],
+    help: 'Programs started, by service, such as ftp/tcp, and its sockets.',
   },
-  roundelay_inetd_running: { type: 'gauge', labels: ['service'], help: 'Programs that run now.' },
+  roundelay_inetd_running: { type: 'gauge', labels: ['service', 'sockets'], help: 'Programs that run now.' },
   roundelay_inetd_failed_total: {
     type: 'counter',
-    labels: ['service'],
+    labels: ['service', 'sockets'],
     help: 'Programs that ended with an exit code other than 0, or by a signal.',
   },
   roundelay_inetd_refused_total: {
     type: 'counter',
-    labels: ['service'],
+    labels: ['service', 'sockets'],
     help: 'Connections closed without a program: over a limit, or the system had no more processes.',
   },
   roundelay_inetd_service_up: {
     type: 'gauge',
-    labels: ['service'],
+    labels: ['service', 'sockets'],
     help: '0 while the service is switched off: looping, or its socket cannot be had.',
   },
 

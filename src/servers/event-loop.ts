@@ -11,10 +11,13 @@ import { Listeners } from './listeners.ts'
 import { type EchoCounters, type EchoService, models, type ServerOptions } from './service.ts'
 
 type Options = Pick<ServerOptions, 'listen' | 'idleMs' | 'maxConnections' | 'say'> &
-  Partial<Pick<ServerOptions, 'transports'>>
+  Partial<Pick<ServerOptions, 'transports'>> & {
+    /** More ports whose datagrams are dropped; may change while it serves. */
+    readonly alsoBlocked?: ReadonlySet<number>
+  }
 
 export async function eventLoop(protocol: Protocol, options: Options): Promise<EchoService> {
-  const { transports = models['event-loop'], idleMs } = options
+  const { transports = models['event-loop'], alsoBlocked = new Set(), idleMs } = options
   const connections = new Set<Socket>()
   const serve = (socket: Socket) => {
     counters.connections++
@@ -39,7 +42,8 @@ export async function eventLoop(protocol: Protocol, options: Options): Promise<E
   )
   const blocked = new Set([...SMALL_SERVICE_PORTS, ...bound.map(({ address }) => address.port)])
   const sockets = bound.flatMap(({ udp }) => udp ?? [])
-  for (const udp of sockets) serveDatagrams(udp, protocol, blocked, counters)
+  for (const udp of sockets)
+    serveDatagrams(udp, protocol, port => blocked.has(port) || alsoBlocked.has(port), counters)
 
   return {
     name: protocol.name,
@@ -63,7 +67,7 @@ export async function eventLoop(protocol: Protocol, options: Options): Promise<E
 function serveDatagrams(
   socket: UdpSocket,
   protocol: Protocol,
-  blocked: ReadonlySet<number>,
+  isBlocked: (port: number) => boolean,
   counters: EchoCounters,
 ): void {
   // Counted when the kernel has it, so that each datagram has one result.
@@ -72,7 +76,7 @@ function serveDatagrams(
     else counters.datagrams++
   }
   socket.on('message', (buffer: Buffer, peer: RemoteInfo) => {
-    if (blocked.has(peer.port)) {
+    if (isBlocked(peer.port)) {
       counters.datagramsLoopDropped++
       return
     }

@@ -38,6 +38,7 @@ export const ORDERS = 'ROUNDELAY_EXEC_ORDERS'
 export const CANNOT_RUN = 127
 
 const MAX_NAME_OCTETS = 255
+/** For the whole line: an octet now and then does not hold a place for ever. */
 const NAME_TIMEOUT_MS = 10_000
 const CLIENT = 0
 
@@ -70,8 +71,9 @@ function readOctet(octet: Buffer): boolean {
 /** The client's first line, read octet by octet: what follows it is the server's. Undefined when there is none. */
 function readName(): string | undefined {
   const octet = Buffer.alloc(1)
+  const late = performance.now() + NAME_TIMEOUT_MS
   let line = ''
-  while (line.length <= MAX_NAME_OCTETS) {
+  while (line.length <= MAX_NAME_OCTETS && performance.now() < late) {
     if (!readOctet(octet)) return undefined
     if (octet[0] === 0x0a) return line.replace(/\r$/, '').toLowerCase()
     line += octet.toString('latin1')

@@ -349,7 +349,8 @@ export function describe(entry: Entry): string {
   const place = describePlace(entry)
   if (program.kind === 'internal') return `${place}: ${program.name}, answered inside inetd without a program`
   const who = `as ${user}${group === undefined ? '' : `:${group}`}`
-  const most = maxPerMinute === Number.POSITIVE_INFINITY ? '' : `, at most ${maxPerMinute} a minute`
+  // Services of tcpmux count for its own limit.
+  const most = maxPerMinute === Number.POSITIVE_INFINITY || tcpmux ? '' : `, at most ${maxPerMinute} a minute`
   const what = !wait
     ? `a new ${program.path} for each connection${tcpmux?.plus ? `, after a "+" from inetd` : ''}`
     : socketType === 'dgram'

@@ -3,7 +3,7 @@
  * when a client arrives. Compare with concurrent.ts, which is this for one service that it brings itself.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { chmodSync, lstatSync, readdirSync, unlinkSync } from 'node:fs'
+import { lstatSync, readdirSync, unlinkSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { untilDeadline } from '../bind.ts'
@@ -64,8 +64,10 @@ export interface ServiceRow {
 }
 
 const MINUTE_MS = 60_000
-/** inetd(8): after "server failing (looping)", and after a socket that cannot be had. */
+/** inetd(8): after "server failing (looping)". */
 const OFF_MS = 10 * MINUTE_MS
+/** After a socket that cannot be had: a program of an earlier inetd, or of an earlier entry, may hold it. */
+const BIND_RETRY_MS = 10_000
 const SPAWN_RETRY_MS = 1000
 /** What is over after a while; the rest is wrong with the program. */
 const SHORTAGES = new Set(['EAGAIN', 'ENOMEM', 'EMFILE', 'ENFILE'])
@@ -77,7 +79,10 @@ export class Inetd implements Service {
   readonly name = 'inetd'
   readonly options: InetdOptions
   readonly watcher = new Watcher()
+  /** Of all services: none answers another's datagrams, or they could go on for ever. */
+  readonly udpPorts = new Set<number>()
   readonly #services = new Map<string, RunningService>()
+  #closing = false
   readonly #children = new Set<ChildProcess>()
   /** Programs now, and starts in this minute, by the client's address. */
   readonly #runningFor = new Map<string, number>()
@@ -96,6 +101,10 @@ export class Inetd implements Service {
     this.#sayRefused = sparingly(details => say('error', 'cannot start a program', details))
   }
 
+  get closing(): boolean {
+    return this.#closing
+  }
+
   get full(): boolean {
     return this.#children.size >= this.options.maxChildren
   }
@@ -110,6 +119,10 @@ export class Inetd implements Service {
    */
   async apply(wanted: readonly Configured[]): Promise<void> {
     await this.watcher.ready
+    if (this.#closing) return
+    this.udpPorts.clear()
+    for (const { entry } of wanted)
+      if (entry.socketType === 'dgram') for (const { port } of entry.addresses) this.udpPorts.add(port)
     const next = new Map(wanted.map(configured => [configured.entry.key, configured]))
     for (const [key, service] of this.#services) {
       const configured = next.get(key)
@@ -119,6 +132,7 @@ export class Inetd implements Service {
       void service.close(new AbortController().signal)
     }
     for (const [key, configured] of next) {
+      if (this.#closing) return
       const service = this.#services.get(key)
       if (service) {
         service.configured = configured
@@ -220,6 +234,7 @@ export class Inetd implements Service {
   }
 
   async close(deadline: AbortSignal): Promise<void> {
+    this.#closing = true
     const services = [...this.#services.values()]
     this.#services.clear()
     const empty = new Promise<void>(resolve => {
@@ -310,19 +325,21 @@ class RunningService {
     return programs && now.wait === entry.wait && now.socketType === entry.socketType
   }
 
-  /** Never rejects: what cannot be had is said, and tried again after ten minutes. */
-  async open(): Promise<void> {
+  /** Never rejects: what cannot be had is said, and tried again after a while. */
+  async open(again = false): Promise<void> {
     this.#cancelRetry()
     this.#state = 'opening'
     try {
       await this.#open()
       if (this.#closed) return
       this.#state = 'listening'
+      if (again) this.#inetd.options.say('info', `${this.#label}: listening again`, {})
       if (this.#inetd.full) this.pause()
     } catch (err) {
       if (this.#closed) return
-      this.#inetd.options.say('error', `${this.#label}: cannot listen, trying again in 10 minutes`, { err })
-      await this.#switchOff()
+      const { say } = this.#inetd.options
+      if (!again) say('error', `${this.#label}: cannot listen, trying again every 10 seconds`, { err })
+      await this.#switchOff(BIND_RETRY_MS)
     } finally {
       // Removed meanwhile.
       if (this.#closed) await this.#closeSockets(AbortSignal.abort())
@@ -339,15 +356,17 @@ class RunningService {
       const transports = [entry.socketType === 'stream' ? 'tcp' : 'udp'] as const
       this.#internal = await eventLoop(protocol, {
         ...this.#inetd.options,
+        alsoBlocked: this.#inetd.udpPorts,
         listen: entry.addresses,
         transports,
       })
       return
     }
     if (entry.path !== undefined) removeSocket(entry.path)
-    const sockets =
-      entry.path === undefined ? entry.addresses.map(a => this.#bind(a)) : [this.#bindUnix(entry.path)]
-    for (const { fd, address } of sockets) {
+    const places = entry.path === undefined ? entry.addresses : [undefined]
+    for (const place of places) {
+      // Each is ours before the next is tried, so that none is left behind when that fails.
+      const { fd, address } = place ? this.#bind(place) : this.#bindUnix(entry.path ?? '')
       if (entry.wait) {
         const handed = { fd, address, busy: false }
         this.#handed.push(handed)
@@ -367,10 +386,13 @@ class RunningService {
   }
 
   #bindUnix(path: string) {
-    const fd = listenUnix(path, this.configured.entry.wait)
     // As OpenBSD and Debian have it: who may connect is a matter of the folder.
-    chmodSync(path, 0o666)
-    return { fd, address: undefined }
+    const before = process.umask(0o111)
+    try {
+      return { fd: listenUnix(path, this.configured.entry.wait), address: undefined }
+    } finally {
+      process.umask(before)
+    }
   }
 
   /** The kernel has something for the program: it finds it still there. */
@@ -391,9 +413,10 @@ class RunningService {
       }
       // A program that is missing is tried until it is switched off for looping: its clients must not wait for ever.
       const refused = (shortage: boolean) =>
-        shortage ? this.#retry(SPAWN_RETRY_MS, () => this.resume()) : again()
-      handed.busy = this.#inetd.start(orders, handed.fd, undefined, { ended, refused })
-      if (handed.busy) this.#begun()
+        shortage ? this.#inetd.options.clock.after(SPAWN_RETRY_MS, again) : again()
+      // Until one of the two is called, nobody else may watch it.
+      handed.busy = true
+      if (this.#inetd.start(orders, handed.fd, undefined, { ended, refused })) this.#begun()
     })
   }
 
@@ -401,6 +424,8 @@ class RunningService {
   #arrived(client: Socket): void {
     client.on('error', () => client.destroy())
     const ip = client.remoteAddress
+    // It has left already, and would not count for its address.
+    if (ip === undefined && this.configured.entry.path === undefined) return void client.destroy()
     const admitted = this.#inetd.admit(ip) && this.#mayStart() && this.#serve(client, ip)
     if (!admitted) this.#counts.refused++
     // The program has descriptors of its own.
@@ -453,14 +478,14 @@ class RunningService {
     }
     const details = { maxPerMinute, offSeconds: OFF_MS / 1000 }
     say('error', `${this.#label} server failing (looping), service terminated`, details)
-    this.#switchOff()
+    this.#switchOff(OFF_MS)
     return false
   }
 
-  async #switchOff(): Promise<void> {
+  async #switchOff(ms: number): Promise<void> {
     this.#starts = []
     this.#state = 'off'
-    this.#retry(OFF_MS, () => this.open())
+    this.#retry(ms, () => this.open(true))
     await this.#closeSockets(AbortSignal.abort())
   }
 
@@ -525,7 +550,9 @@ function environment(
   local: SocketAddress | undefined,
   remote?: SocketAddress,
 ): NodeJS.ProcessEnv {
-  const inherited = Object.entries(process.env).filter(([name]) => !name.startsWith('ROUNDELAY_'))
+  const inherited = Object.entries(process.env).filter(
+    ([name]) => !/^(ROUNDELAY_|(TCP|UDP)(LOCAL|REMOTE)(IP|PORT)$)/.test(name),
+  )
   const proto = entry.path !== undefined ? 'UNIX' : entry.socketType === 'stream' ? 'TCP' : 'UDP'
   return {
     ...Object.fromEntries(inherited),

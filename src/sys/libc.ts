@@ -142,6 +142,7 @@ export const closeOnExec = (fd: number): number =>
 export function check(outcome: number, syscall: string, where?: SocketAddress): number {
   if (outcome >= 0) return outcome
   const code = getSystemErrorName(outcome)
-  const place = where ? ` ${where.address}:${where.port}` : ''
+  // A path has no port.
+  const place = where ? ` ${where.address}${where.address.startsWith('/') ? '' : `:${where.port}`}` : ''
   throw Object.assign(new Error(`${syscall} ${code}${place}`), { errno: outcome, code, syscall, ...where })
 }

@@ -35,8 +35,9 @@ export class Watcher {
     process.once('exit', this.#wake)
   }
 
-  /** Calls `readable` once, when there is something to read or to accept. A descriptor is watched once at a time. */
+  /** Calls `readable` once, when there is something to read or to accept. What was asked for this descriptor before is forgotten. */
   watch(fd: number, readable: () => void): void {
+    this.forget(fd)
     const token = ++this.#lastToken
     check(epollCtl(this.#epoll, EPOLL_CTL_ADD, fd, event(EPOLLIN | EPOLLONESHOT, token)), 'epoll_ctl')
     this.#wanted.set(token, { fd, readable })

@@ -5,7 +5,7 @@ import { chmodSync, readFileSync, writeFileSync } from 'node:fs'
 import { userInfo } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
-import { cli, run } from '../process.ts'
+import { cli, run, start } from '../process.ts'
 import {
   childrenOf,
   client,
@@ -179,7 +179,10 @@ test('several files are one configuration, and two lines for one socket are one 
   const files = [confFile(t, cat(a)), confFile(t, cat(b) + cat(a))]
   const { code, stdout } = await run(['inetd', '--verify', ...files])
   assert.equal(code, 1)
-  assert.match(stdout, new RegExp(`^${files[1]}:2: Cannot run .* has the socket of ${files[0]}:1$`, 'm'))
+  assert.match(
+    stdout,
+    new RegExp(`^${files[1]}:2: Cannot run .*: ${files[0]}:1 has the socket .* already$`, 'm'),
+  )
 })
 
 test('a file with 500 entries is read, and read again', async t => {
@@ -278,7 +281,12 @@ test('the admin server has probes, a row for each service, and metrics', async t
     ['service_up', port, 1],
     ['service_up', off, 0],
   ])
-    assert.ok(metrics.includes(`roundelay_inetd_${name}{service="${service}/tcp"} ${value}\n`), `${name}`)
+    assert.ok(
+      metrics.includes(
+        `roundelay_inetd_${name}{service="${service}/tcp",sockets="tcp 127.0.0.1:${service}"} ${value}\n`,
+      ),
+      `${name}`,
+    )
   socket.end()
 })
 
@@ -455,4 +463,41 @@ test('clients of chargen that never read cost no memory, and nobody else a thing
   t.diagnostic(`from ${before.toFixed()} to ${after.toFixed()} MiB`)
   assert.ok(after - before < 64)
   for (const socket of deaf) socket.destroy()
+})
+
+test('SIGHUP while it starts is heeded after the start, and it is not ready before', async t => {
+  const [admin, ...all] = await ports(301)
+  const file = confFile(t, all.map(port => cat(port)).join(''))
+  const server = start(t, ['inetd', file, '--admin', local(admin)])
+  const seen = new Set<number>()
+  for (let hups = 0; hups < 3; ) {
+    const response = await fetch(`http://${local(admin)}/readyz`).catch(() => undefined)
+    if (!response) continue
+    seen.add(response.status)
+    process.kill(server.pid, 'SIGHUP')
+    hups++
+  }
+  await server.line('inetd ready')
+  await until(() => server.lines.filter(({ msg }) => msg === 'configuration read').length === 4)
+  assert.ok([...seen].every(status => status === 503 || status === 200))
+  assert.equal((await fetch(`http://${local(admin)}/readyz`)).status, 200)
+  assert.equal(await talk(t, all[299], 'served'), 'served')
+})
+
+test('SIGHUP while programs finish opens nothing again', async t => {
+  const [port] = await ports(1)
+  const server = await superserver(t, cat(port), ['--drain', '20s'])
+  const socket = await client(t, port)
+  socket.write('x')
+  await once(socket, 'data')
+  process.kill(server.pid, 'SIGTERM')
+  await server.line(line => line.msg.startsWith('closing'))
+  await until(() => inodeOf(port) === undefined)
+  process.kill(server.pid, 'SIGHUP')
+  socket.write('y')
+  await once(socket, 'data')
+  assert.equal(await refusal(port), 'ECONNREFUSED')
+  socket.end()
+  assert.equal((await server.ended).code, 0)
+  assert.equal(server.lines.filter(({ msg }) => msg === 'configuration read').length, 1)
 })

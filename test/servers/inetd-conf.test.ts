@@ -586,8 +586,8 @@ tcpmux/phonebook stream tcp nowait guest /usr/local/bin/phonebook phonebook
       '1: TCP port 21 on every address: a new /usr/libexec/ftpd for each connection, as root, at most 256 a minute',
       '2: UDP port 518 on every address: /usr/libexec/ntalkd gets the socket while a datagram waits, one at a time, as root, at most 256 a minute',
       '3: TCP port 1 on every address: tcpmux, answered inside inetd without a program',
-      '4: tcpmux service date: a new /bin/date for each connection, after a "+" from inetd, as guest, at most 256 a minute',
-      '5: tcpmux service phonebook: a new /usr/local/bin/phonebook for each connection, as guest, at most 256 a minute',
+      '4: tcpmux service date: a new /bin/date for each connection, after a "+" from inetd, as guest',
+      '5: tcpmux service phonebook: a new /usr/local/bin/phonebook for each connection, as guest',
     ])
   })
 
