@@ -15,6 +15,7 @@ import {
   type VerbName,
   verbs,
 } from './commands/options.ts'
+import { compileCacheFolder } from './compile-cache.ts'
 import { formatAddress, UsageError } from './parse.ts'
 
 // As PID 1 of a container a process has no default action for signals: without this they would be ignored.
@@ -22,7 +23,7 @@ const die = (_signal: string, number: number) => process.exit(128 + number)
 process.on('SIGTERM', die).on('SIGINT', die)
 const takeSignals = () => void process.off('SIGTERM', die).off('SIGINT', die)
 
-enableCompileCache()
+enableCompileCache(compileCacheFolder())
 // `roundelay send … | head -1`: whoever read us has seen enough. Output that is lost otherwise is a failure.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1))
 const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))

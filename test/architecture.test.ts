@@ -16,15 +16,27 @@ const files = globSync('src/**/*.ts', { cwd: root }).map(path => {
 
 /** Folder or file → the ones it may import, besides its own. */
 const below: Record<string, readonly string[]> = {
-  cli: ['commands', 'parse'],
-  commands: ['servers', 'endpoints', 'dns', 'client', 'ops', 'protocols', 'sys', 'bind', 'parse'],
+  cli: ['commands', 'compile-cache', 'parse'],
+  commands: [
+    'servers',
+    'endpoints',
+    'dns',
+    'client',
+    'ops',
+    'protocols',
+    'sys',
+    'bind',
+    'compile-cache',
+    'parse',
+  ],
   dns: ['endpoints', 'bind', 'parse'],
   endpoints: ['client', 'parse'],
-  servers: ['protocols', 'sys', 'bind', 'parse'],
+  servers: ['protocols', 'sys', 'bind', 'compile-cache', 'parse'],
   client: ['parse'],
   ops: ['parse'],
   sys: ['parse'],
   bind: ['parse'],
+  'compile-cache': [],
   protocols: [],
   parse: [],
 }

@@ -8,8 +8,8 @@ import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { httpGet } from '../client/http.ts'
+import { compileCache } from '../compile-cache.ts'
 import { formatAddress, type SocketAddress } from '../parse.ts'
-import { compileCache } from '../servers/children.ts'
 
 const cli = fileURLToPath(new URL('../cli.ts', import.meta.url))
 const START_TIMEOUT_MS = 60_000

@@ -1,16 +1,9 @@
 /** Starts the processes that run child.ts. */
 import { type ChildProcess, type IOType, spawn } from 'node:child_process'
 import type { Socket } from 'node:net'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { compileCache } from '../compile-cache.ts'
 import { type ChildOrders, CONTROL } from './orders.ts'
-
-/**
- * Node's own default place for compiled code, but in force before the first file is loaded: a third less memory a
- * process, and less time to start. The environment goes before it.
- */
-export const compileCache = () => ({ NODE_COMPILE_CACHE: join(tmpdir(), 'node-compile-cache') })
 
 /** Long, for a busy machine. */
 const START_DEADLINE_MS = 20_000

@@ -7,16 +7,16 @@ import { lstatSync, readdirSync, unlinkSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { untilDeadline } from '../bind.ts'
+import { compileCache } from '../compile-cache.ts'
 import type { SocketAddress } from '../parse.ts'
 import type { Protocol } from '../protocols.ts'
 import { close, closeOnExec } from '../sys/libc.ts'
 import { bindUdp, listenTcp, listenUnix } from '../sys/sockets.ts'
 import { Watcher } from '../sys/watcher.ts'
-import { compileCache } from './children.ts'
 import { eventLoop } from './event-loop.ts'
 import { CANNOT_RUN, type ExecOrders, type MuxOrders, type MuxService, ORDERS } from './exec.ts'
 import { type Entry, sameEntry } from './inetd-conf.ts'
-import { type Listener, pausable } from './listeners.ts'
+import { descriptorRoom, type Listener, pausable } from './listeners.ts'
 import { type ServerOptions, type Service, sparingly } from './service.ts'
 import type { Account } from './users.ts'
 
@@ -81,6 +81,8 @@ export class Inetd implements Service {
   readonly watcher = new Watcher()
   /** Of all services: none answers another's datagrams, or they could go on for ever. */
   readonly udpPorts = new Set<number>()
+  /** Descriptors for the connections of one internal service. */
+  descriptorShare = 1
   readonly #services = new Map<string, RunningService>()
   #closing = false
   readonly #children = new Set<ChildProcess>()
@@ -120,6 +122,9 @@ export class Inetd implements Service {
   async apply(wanted: readonly Configured[]): Promise<void> {
     await this.watcher.ready
     if (this.#closing) return
+    const internal = wanted.filter(({ entry }) => entry.program.kind === 'internal').length
+    // One share is for the clients of programs, which have theirs only until the program has begun.
+    this.descriptorShare = Math.max(1, Math.floor(descriptorRoom() / (internal + 1)))
     this.udpPorts.clear()
     for (const { entry } of wanted)
       if (entry.socketType === 'dgram') for (const { port } of entry.addresses) this.udpPorts.add(port)
@@ -354,11 +359,14 @@ class RunningService {
       const protocol = this.#inetd.options.protocols.find(({ name }) => name === program.name)
       if (!protocol) throw new Error(`there is no internal service "${program.name}"`)
       const transports = [entry.socketType === 'stream' ? 'tcp' : 'udp'] as const
+      const { options, udpPorts, descriptorShare } = this.#inetd
       this.#internal = await eventLoop(protocol, {
-        ...this.#inetd.options,
-        alsoBlocked: this.#inetd.udpPorts,
         listen: entry.addresses,
         transports,
+        alsoBlocked: udpPorts,
+        idleMs: options.idleMs,
+        maxConnections: Math.min(options.maxConnections, descriptorShare),
+        say: (level, message, details) => options.say(level, `${this.#label}: ${message}`, details),
       })
       return
     }

@@ -4,6 +4,7 @@ import { once } from 'node:events'
 import { chmodSync, readFileSync, writeFileSync } from 'node:fs'
 import { userInfo } from 'node:os'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import type { TestContext } from 'node:test'
 import { cli, run, start } from '../process.ts'
 import {
@@ -500,4 +501,35 @@ test('SIGHUP while programs finish opens nothing again', async t => {
   socket.end()
   assert.equal((await server.ended).code, 0)
   assert.equal(server.lines.filter(({ msg }) => msg === 'configuration read').length, 1)
+})
+
+test('services share the descriptors that there are: clients wait, none is closed', async t => {
+  const [one, two, copy] = await ports(3)
+  const internal = [one, two].map(port => `${local(port)} stream tcp nowait ${me} internal echo\n`)
+  const file = confFile(t, internal.join('') + cat(copy))
+  const verb = 'ulimit -n 120 && exec "$0" "$1" inetd "$2" --admin 127.0.0.1:0'
+  const child = spawn('sh', ['-c', verb, process.execPath, cli, file], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  const gone = once(child, 'close')
+  t.after(async () => {
+    child.kill('SIGKILL')
+    await gone
+  })
+  for await (const line of createInterface(child.stdout)) if (line.includes('inetd ready')) break
+  child.stdout.resume()
+  const sockets = []
+  for (let i = 0; i < 120; i++) {
+    const socket = await client(t, i % 2 ? one : two)
+    socket.write('x')
+    sockets.push(socket)
+  }
+  assert.equal(await talk(t, copy, 'a program too'), 'a program too')
+  // Each ends when it has been served, and makes room for another.
+  await Promise.all(
+    sockets.map(async socket => {
+      await until(() => socket.soFar() === 'x')
+      socket.end()
+    }),
+  )
 })
