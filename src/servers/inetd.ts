@@ -3,6 +3,7 @@
  * when a client arrives. Compare with concurrent.ts, which is this for one service that it brings itself.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
+import { EventEmitter } from 'node:events'
 import { lstatSync, readdirSync, unlinkSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
@@ -10,8 +11,9 @@ import { untilDeadline } from '../bind.ts'
 import { compileCache } from '../compile-cache.ts'
 import type { SocketAddress } from '../parse.ts'
 import type { Protocol } from '../protocols.ts'
-import { close, closeOnExec } from '../sys/libc.ts'
+import { close, closeOnExec, setBlocking } from '../sys/libc.ts'
 import { bindUdp, listenTcp, listenUnix } from '../sys/sockets.ts'
+import { canSpawn, ended, spawnOn } from '../sys/spawn.ts'
 import { Watcher } from '../sys/watcher.ts'
 import { eventLoop } from './event-loop.ts'
 import { CANNOT_RUN, type ExecOrders, type MuxOrders, type MuxService, ORDERS } from './exec.ts'
@@ -69,6 +71,7 @@ const OFF_MS = 10 * MINUTE_MS
 /** After a socket that cannot be had: a program of an earlier inetd, or of an earlier entry, may hold it. */
 const BIND_RETRY_MS = 10_000
 const SPAWN_RETRY_MS = 1000
+const REAP_MS = 100
 /** What is over after a while; the rest is wrong with the program. */
 const SHORTAGES = new Set(['EAGAIN', 'ENOMEM', 'EMFILE', 'ENFILE'])
 const MAX_REMEMBERED_IPS = 100_000
@@ -85,7 +88,8 @@ export class Inetd implements Service {
   descriptorShare = 1
   readonly #services = new Map<string, RunningService>()
   #closing = false
-  readonly #children = new Set<ChildProcess>()
+  readonly #children = new Set<Program>()
+  readonly #canSpawn = canSpawn()
   /** Programs now, and starts in this minute, by the client's address. */
   readonly #runningFor = new Map<string, number>()
   readonly #startedFor = new Map<string, number>()
@@ -181,6 +185,9 @@ export class Inetd implements Service {
     ip: string | undefined,
     fate: Fate,
   ): boolean {
+    const fd = typeof stdio === 'number' ? stdio : descriptorOf(stdio)
+    if (!account && this.#canSpawn && fd !== undefined)
+      return this.adopt(path, () => this.#spawnOn(fd, path, argv, env), ip, fate)
     if (!account?.supplementary) {
       const user = account && { uid: account.uid, gid: account.gid }
       const options = { ...common(stdio), argv0: argv[0], env, ...user }
@@ -193,19 +200,38 @@ export class Inetd implements Service {
     return this.adopt(path, () => spawnShim({ path, argv, account, env }, stdio), ip, { ...fate, ended })
   }
 
-  adopt(
-    program: string,
-    make: () => ChildProcess,
-    ip: string | undefined,
-    { ended, refused }: Fate,
-  ): boolean {
-    let child: ChildProcess
+  /** Several times as fast as Node's spawn, for programs that run as ourselves. */
+  #spawnOn(fd: number, path: string, argv: readonly string[], env: NodeJS.ProcessEnv): Program {
+    // Node accepts non-blocking.
+    setBlocking(fd)
+    const started = spawnOn(fd, path, argv, env)
+    const program = Object.assign(new EventEmitter(), {
+      pid: started.pid,
+      kill: (signal: NodeJS.Signals) => process.kill(started.pid, signal),
+    })
+    const look = () => {
+      const end = ended(started)
+      if (end) program.emit('exit', end.code, end.signal)
+      else setTimeout(look, REAP_MS)
+    }
+    // Without a descriptor for the pidfd it is looked after from time to time.
+    if (started.pidfd < 0) setTimeout(look, REAP_MS)
+    else
+      this.watcher.watch(started.pidfd, () => {
+        close(started.pidfd)
+        look()
+      })
+    return program
+  }
+
+  adopt(program: string, make: () => Program, ip: string | undefined, { ended, refused }: Fate): boolean {
+    let child: Program
     try {
       child = make()
     } catch (err) {
       // Of what may be wrong spawn throws some (ENOTDIR, ETXTBSY) and emits the rest (ENOENT, EAGAIN).
       this.#sayRefused({ program, err })
-      setImmediate(() => refused?.(false))
+      setImmediate(() => refused?.(SHORTAGES.has((err as NodeJS.ErrnoException).code ?? '')))
       return false
     }
     if (child.pid === undefined) {
@@ -254,6 +280,19 @@ export class Inetd implements Service {
     await this.watcher.close()
   }
 }
+
+/** A child process, however it was made. */
+interface Program {
+  /** Undefined where it could not be made: then comes an error. */
+  readonly pid?: number | undefined
+  kill(signal: NodeJS.Signals): unknown
+  once(event: 'exit', listener: (code: number | null, signal: string | null) => void): unknown
+  once(event: 'error', listener: (error: NodeJS.ErrnoException) => void): unknown
+}
+
+/** Node has no public name for it. */
+const descriptorOf = (socket: Socket): number | undefined =>
+  (socket as unknown as { readonly _handle: { readonly fd: number } | null })._handle?.fd
 
 /** What is told of a program that was to be started. */
 interface Fate {

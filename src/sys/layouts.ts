@@ -53,6 +53,12 @@ export const headers = {
   F_GETFL: 3,
   F_SETFL: 4,
   O_NONBLOCK: 0o4000,
+  // <spawn.h>, posix_spawn(3); <sys/wait.h>, waitpid(2); <sys/syscall.h>, pidfd_open(2)
+  POSIX_SPAWN_SETSIGDEF: 0x04,
+  POSIX_SPAWN_SETSIGMASK: 0x08,
+  POSIX_SPAWN_SETSID: 0x80,
+  WNOHANG: 1,
+  SYS_pidfd_open: 434,
   F_DUPFD_CLOEXEC: 1030,
 } as const
 

@@ -1,0 +1,75 @@
+import assert from 'node:assert/strict'
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { TestContext } from 'node:test'
+import { close } from '../../src/sys/libc.ts'
+import { canSpawn, ended, spawnOn } from '../../src/sys/spawn.ts'
+import { Watcher } from '../../src/sys/watcher.ts'
+import { test } from './kernel.ts'
+
+/** Runs a script of the shell with a file as its descriptors 0, 1 and 2. */
+async function shell(t: TestContext, script: string, env: NodeJS.ProcessEnv = {}) {
+  const folder = mkdtempSync(join(tmpdir(), 'roundelay-spawn-'))
+  const file = join(folder, 'out')
+  const fd = openSync(file, 'w+')
+  const watcher = new Watcher()
+  t.after(async () => {
+    closeSync(fd)
+    await watcher.close()
+    rmSync(folder, { recursive: true })
+  })
+  const started = spawnOn(fd, '/bin/sh', ['name', '-c', script], env)
+  await new Promise<void>(resolve => watcher.watch(started.pidfd, resolve))
+  close(started.pidfd)
+  return { end: ended(started), text: readFileSync(file, 'utf8'), pid: started.pid }
+}
+
+test('a program has the descriptor three times, its arguments and its environment, and is told of when it ends', async t => {
+  const { end, text } = await shell(
+    t,
+    'echo "$0 $A"; echo error >&2; test /proc/$$/fd/0 -ef /proc/$$/fd/1 && echo same; exit 3',
+    {
+      A: 'b c',
+      PATH: process.env.PATH,
+    },
+  )
+  assert.deepEqual(end, { code: 3, signal: null })
+  assert.equal(text, 'name b c\nerror\nsame\n')
+})
+
+test('a program that a signal ended is told of with its name', async t => {
+  const { end } = await shell(t, 'kill -KILL $$')
+  assert.deepEqual(end, { code: null, signal: 'SIGKILL' })
+})
+
+test('it is in a session of its own, with no signal ignored or blocked', async t => {
+  const { text, pid } = await shell(
+    t,
+    "grep -E '^Sig(Ign|Blk)' /proc/self/status; cut -d' ' -f6 /proc/self/stat",
+  )
+  assert.equal(text, `SigBlk:\t${'0'.repeat(16)}\nSigIgn:\t${'0'.repeat(16)}\n${pid}\n`)
+})
+
+test('while it runs there is no end, and no wait for it', async t => {
+  const fd = openSync('/dev/null', 'r+')
+  t.after(() => closeSync(fd))
+  const started = spawnOn(fd, '/bin/sleep', ['sleep', '60'], {})
+  assert.equal(ended(started), undefined)
+  process.kill(started.pid, 'SIGTERM')
+  const watcher = new Watcher()
+  t.after(() => watcher.close())
+  await new Promise<void>(resolve => watcher.watch(started.pidfd, resolve))
+  assert.deepEqual(ended(started), { code: null, signal: 'SIGTERM' })
+  close(started.pidfd)
+})
+
+test('a program that cannot be run is an error like those of Node, and leaves no child', () => {
+  assert.ok(canSpawn())
+  for (const [path, code] of [
+    ['/nowhere/at/all', 'ENOENT'],
+    ['/etc/passwd', 'EACCES'],
+    ['/etc/passwd/x', 'ENOTDIR'],
+  ])
+    assert.throws(() => spawnOn(0, path, ['x'], {}), { code, syscall: 'posix_spawn' })
+})
