@@ -104,7 +104,7 @@ export class RunningService {
       const transports = [entry.socketType === 'stream' ? 'tcp' : 'udp'] as const
       const { options, udpPorts, descriptorShare } = this.#inetd
       this.#internal = await eventLoop(protocol, {
-        listen: entry.addresses,
+        listen: present(entry.addresses),
         transports,
         alsoBlocked: udpPorts,
         idleMs: options.idleMs,
@@ -114,7 +114,7 @@ export class RunningService {
       return
     }
     if (entry.path !== undefined) removeSocket(entry.path)
-    const places = entry.path === undefined ? entry.addresses : [undefined]
+    const places = entry.path === undefined ? present(entry.addresses) : [undefined]
     for (const place of places) {
       // Each is ours before the next is tried, so that none is left behind when that fails.
       const { fd, address } = place ? this.#bind(place) : this.#bindUnix(entry.path ?? '')
@@ -274,6 +274,18 @@ export class RunningService {
     const internal = this.#internal
     this.#internal = undefined
     await internal?.close(deadline)
+  }
+}
+
+/** Of "every address" a machine without IPv6 has only those of IPv4. */
+function present(addresses: readonly SocketAddress[]): readonly SocketAddress[] {
+  const others = addresses.filter(({ address }) => address !== '::')
+  if (others.length === 0 || others.length === addresses.length) return addresses
+  try {
+    close(bindUdp({ address: '::', port: 0 }, 1).fd)
+    return addresses
+  } catch {
+    return others
   }
 }
 

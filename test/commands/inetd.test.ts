@@ -6,7 +6,7 @@ import { userInfo } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { TestContext } from 'node:test'
-import { cli, run, start } from '../process.ts'
+import { cli, has, run, start } from '../process.ts'
 import {
   childrenOf,
   client,
@@ -533,3 +533,33 @@ test('services share the descriptors that there are: clients wait, none is close
     }),
   )
 })
+
+test(
+  'on a machine without IPv6 "every address" is those of IPv4',
+  async t => {
+    const [one, two] = await ports(2)
+    const library = join(folder(t), 'without-ipv6.so')
+    // As a kernel that was started without it: socket(2).
+    const source = `#define _GNU_SOURCE
+      #include <dlfcn.h>
+      #include <errno.h>
+      #include <sys/socket.h>
+      int socket(int domain, int type, int protocol) {
+        if (domain == AF_INET6) { errno = EAFNOSUPPORT; return -1; }
+        return ((int (*)(int, int, int))dlsym(RTLD_NEXT, "socket"))(domain, type, protocol);
+      }`
+    const { status, stderr } = spawnSync('cc', ['-shared', '-fPIC', '-o', library, '-xc', '-'], {
+      input: source,
+    })
+    assert.equal(status, 0, String(stderr))
+    const lines = [
+      `${one} stream tcp nowait ${me} internal echo`,
+      `${two} stream tcp nowait ${me} /bin/cat cat`,
+    ]
+    const server = await superserver(t, `${lines.join('\n')}\n`, [], { LD_PRELOAD: library })
+    assert.deepEqual(errors(server), [])
+    for (const port of [one, two]) assert.equal(await talk(t, port, 'IPv4'), 'IPv4')
+    assert.equal(await refusal(one, '::1'), 'ECONNREFUSED')
+  },
+  !has('cc') && 'no cc',
+)
