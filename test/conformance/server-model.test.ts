@@ -70,7 +70,7 @@ for (const model of Object.keys(models) as ModelName[])
     const offered = (models[model] as readonly Transport[]).includes(transport)
     test(title, {
       ...options,
-      timeout: 120_000,
+      timeout: 420_000,
       skip: options.skip || (offered ? false : notOffered[title]),
     }, async t => {
       const replica = await startReplica(t, model, [`--${transport}`, ...flags[model]])
@@ -391,9 +391,10 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
     going = false
   })
 
-  // At some 70 ms for a process, 1,000 would take more than a minute.
-  const many = model === 'concurrent' ? 200 : 1000
-  await t.test(`after ${many} connections there is no zombie and no descriptor more`, options, async t => {
+  // At some 70 ms for a process, 1,000 take more than a minute: CI has it, who works here has not.
+  const many = model === 'concurrent' && !process.env.CI ? 200 : 1000
+  const patient = { ...options, timeout: 300_000 }
+  await t.test(`after ${many} connections there is no zombie and no descriptor more`, patient, async t => {
     const AT_A_TIME = 12
     const come = async (count: number) => {
       let left = count
