@@ -103,6 +103,22 @@ export const openUdp =
     }
   }
 
+/** On a machine that has no IPv6, "every address" is those of IPv4: `open` is called again without `::`. */
+export async function withoutIpv6IfNeedBe<T>(
+  addresses: readonly SocketAddress[],
+  open: (addresses: readonly SocketAddress[]) => Promise<T>,
+): Promise<T> {
+  try {
+    return await open(addresses)
+  } catch (error) {
+    const { code, address } = error as NodeJS.ErrnoException & { address?: string }
+    const others = addresses.filter(({ address }) => address !== '::')
+    const missing = (code === 'EAFNOSUPPORT' || code === 'EADDRNOTAVAIL') && address === '::'
+    if (!missing || others.length === 0) throw error
+    return open(others)
+  }
+}
+
 /** Waits for `done`; calls `cut`, which must bring it about, when `deadline` aborts. */
 export async function untilDeadline(
   done: Promise<unknown>,

@@ -1,5 +1,6 @@
 /** `roundelay echo`: one replica, as one of the server models. */
 import { hostname } from 'node:os'
+import { withoutIpv6IfNeedBe } from '../bind.ts'
 import { startAdmin } from '../ops/admin.ts'
 import { createLog } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
@@ -51,15 +52,18 @@ export const run: Run<'echo'> = async (options, _args, { version, exit, takeSign
       .resume()
   }
   const serve = await load[model]()
-  const service = await listen(options.listen, options.given.has('listen'), addresses =>
+  const listen = (addresses: readonly SocketAddress[]) =>
     serve(echo, {
       ...options,
       transports,
       listen: addresses,
       idleMs: options.idleTimeout,
       say: (level, message, details) => log[level](details, message),
-    }),
-  )
+    })
+  // Who asks for addresses gets all of them or an error.
+  const service = await (options.given.has('listen')
+    ? listen(options.listen)
+    : withoutIpv6IfNeedBe(options.listen, listen))
   const { counters } = service
   const whoami = () => ({
     name: options.name ?? (process.env.POD_NAME || hostname()),
@@ -146,22 +150,6 @@ function refuseOthersFlags({ model, given, start, minSpare, maxSpare, maxChildre
     throw new UsageError(
       `Cannot keep --min-spare ${minSpare} with --max-children ${maxChildren}: it must not be more`,
     )
-}
-
-/** Without --listen, a machine that has no IPv6 is served over IPv4 alone. */
-async function listen(
-  wanted: readonly SocketAddress[],
-  asked: boolean,
-  start: (addresses: readonly SocketAddress[]) => Promise<EchoService>,
-): Promise<EchoService> {
-  try {
-    return await start(wanted)
-  } catch (error) {
-    const { code, address } = error as NodeJS.ErrnoException & { address?: string }
-    const noIpv6 = (code === 'EAFNOSUPPORT' || code === 'EADDRNOTAVAIL') && address === '::'
-    if (asked || !noIpv6) throw error
-    return start(wanted.filter(({ address }) => address !== '::'))
-  }
 }
 
 const childStates = ['starting', 'idle', 'busy', 'stopping'] as const

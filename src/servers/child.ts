@@ -69,8 +69,11 @@ const tell = (state: string) => send(CONTROL, Buffer.from(state), state.length, 
 function serveListeners(protocol: Protocol, { listeners, idleMs, maxRequests }: ChildOrders): void {
   const watched = [CONTROL, ...Array.from({ length: listeners }, (_, i) => FIRST_LISTENER + i)]
   const { fds, ready } = pollSet(watched)
+  let idle = false
   for (let served = 0; maxRequests === 0 || served < maxRequests; ) {
-    if (!tell(IDLE)) return
+    // Once: all that are idle wake up for a client, and only one gets it.
+    if (!idle && !tell(IDLE)) return
+    idle = true
     const outcome = poll(fds, watched.length, -1)
     if (outcome !== EINTR) check(outcome, 'poll')
     if (ready(0)) return
@@ -78,6 +81,7 @@ function serveListeners(protocol: Protocol, { listeners, idleMs, maxRequests }: 
     const client = acceptFirst(watched, ready, 1 + (served % listeners))
     if (client === undefined) continue
     tell(BUSY)
+    idle = false
     serveConnection(client, protocol, idleMs, parentGone)
     close(client)
     served++

@@ -4,6 +4,7 @@
  */
 import { lstatSync, unlinkSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
+import { withoutIpv6IfNeedBe } from '../bind.ts'
 import type { SocketAddress } from '../parse.ts'
 import { close } from '../sys/libc.ts'
 import { bindUdp, listenTcp, listenUnix } from '../sys/sockets.ts'
@@ -39,6 +40,8 @@ export class RunningService {
   #handed: Handed[] = []
   #starts: number[] = []
   #cancelRetry = () => {}
+  /** Resolves when the last attempt is over. */
+  opening: Promise<void> = Promise.resolve()
   readonly #counts = { started: 0, running: 0, refused: 0, failed: 0 }
 
   constructor(inetd: Inetd, configured: Configured) {
@@ -74,11 +77,16 @@ export class RunningService {
   }
 
   /** Never rejects: what cannot be had is said, and tried again after a while. */
-  async open(again = false): Promise<void> {
+  open(again = false): Promise<void> {
+    this.opening = this.#tryToOpen(again)
+    return this.opening
+  }
+
+  async #tryToOpen(again: boolean): Promise<void> {
     this.#cancelRetry()
     this.#state = 'opening'
     try {
-      await this.#open()
+      await withoutIpv6IfNeedBe(this.configured.entry.addresses, addresses => this.#open(addresses))
       if (this.#closed) return
       this.#state = 'listening'
       if (again) this.#inetd.options.say('info', `${this.#label}: listening again`, {})
@@ -94,7 +102,9 @@ export class RunningService {
     }
   }
 
-  async #open(): Promise<void> {
+  async #open(addresses: readonly SocketAddress[]): Promise<void> {
+    // Those of a try that failed.
+    await this.#closeSockets(AbortSignal.abort())
     const { entry } = this.configured
     const { program } = entry
     if (entry.tcpmux) return
@@ -104,7 +114,7 @@ export class RunningService {
       const transports = [entry.socketType === 'stream' ? 'tcp' : 'udp'] as const
       const { options, udpPorts, descriptorShare } = this.#inetd
       this.#internal = await eventLoop(protocol, {
-        listen: present(entry.addresses),
+        listen: addresses,
         transports,
         alsoBlocked: udpPorts,
         idleMs: options.idleMs,
@@ -114,7 +124,7 @@ export class RunningService {
       return
     }
     if (entry.path !== undefined) removeSocket(entry.path)
-    const places = entry.path === undefined ? present(entry.addresses) : [undefined]
+    const places = entry.path === undefined ? addresses : [undefined]
     for (const place of places) {
       // Each is ours before the next is tried, so that none is left behind when that fails.
       const { fd, address } = place ? this.#bind(place) : this.#bindUnix(entry.path ?? '')
@@ -232,13 +242,9 @@ export class RunningService {
   async #switchOff(ms: number): Promise<void> {
     this.#starts = []
     this.#state = 'off'
-    this.#retry(ms, () => this.open(true))
-    await this.#closeSockets(AbortSignal.abort())
-  }
-
-  #retry(ms: number, task: () => void): void {
     this.#cancelRetry()
-    this.#cancelRetry = this.#inetd.options.clock.after(ms, () => this.#state !== 'closed' && task())
+    this.#cancelRetry = this.#inetd.options.clock.after(ms, () => void this.open(true))
+    await this.#closeSockets(AbortSignal.abort())
   }
 
   /** There is no room for another program. */
@@ -249,10 +255,7 @@ export class RunningService {
 
   resume(): void {
     for (const listener of this.#listeners) listener.resume()
-    for (const handed of this.#handed) {
-      this.#inetd.watcher.forget(handed.fd)
-      if (!handed.busy) this.#watch(handed)
-    }
+    for (const handed of this.#handed) if (!handed.busy) this.#watch(handed)
   }
 
   async close(deadline: AbortSignal): Promise<void> {
@@ -274,18 +277,6 @@ export class RunningService {
     const internal = this.#internal
     this.#internal = undefined
     await internal?.close(deadline)
-  }
-}
-
-/** Of "every address" a machine without IPv6 has only those of IPv4. */
-function present(addresses: readonly SocketAddress[]): readonly SocketAddress[] {
-  const others = addresses.filter(({ address }) => address !== '::')
-  if (others.length === 0 || others.length === addresses.length) return addresses
-  try {
-    close(bindUdp({ address: '::', port: 0 }, 1).fd)
-    return addresses
-  } catch {
-    return others
   }
 }
 

@@ -1,6 +1,7 @@
 /**
  * The internet superserver (TLPI 60.5, inetd(8)): one process watches the sockets of all services and starts a server only
- * when a client arrives. Here are the programs and their limits, in inetd-service.ts the sockets. Compare with concurrent.ts, which is this for one service that it brings itself.
+ * when a client arrives. Here are the programs and their limits, in inetd-service.ts the sockets. Compare with
+ * concurrent.ts, which is this for one service that it brings itself.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { EventEmitter } from 'node:events'
@@ -137,6 +138,7 @@ export class Inetd implements Service {
       const service = this.#services.get(key)
       if (service) {
         service.configured = configured
+        await service.opening
         // As with GNU's inetd: who mended what was wrong does not have to wait.
         if (service.off) await service.open()
         continue
@@ -271,7 +273,7 @@ export class Inetd implements Service {
     })
     const internal = services.map(service => service.close(deadline))
     await untilDeadline(empty, deadline, () => {
-      for (const child of this.#children) child.kill('SIGTERM')
+      for (const child of this.#children) endIfOurs(child)
     })
     await Promise.all(internal)
     await this.watcher.close()
@@ -297,6 +299,15 @@ interface Fate {
   ended(failure: string | undefined): void
   /** It could not be started, for want of processes, memory or descriptors, or because of what it is. */
   refused?(shortage: boolean): void
+}
+
+/** One that has become somebody else is left to itself. */
+function endIfOurs(child: Program): void {
+  try {
+    child.kill('SIGTERM')
+  } catch {
+    // EPERM.
+  }
 }
 
 const exitCode = (code: number | null) => `exit code ${code}`

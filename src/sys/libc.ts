@@ -1,7 +1,7 @@
 /**
  * Linux' socket API, called through koffi: thin, typed, nothing added. Each call gives what the kernel itself gives:
- * a number of 0 or more, or the negative errno; `check` makes an Error of the latter where it is one. Nothing else
- * in the project calls FFI. A call that blocks holds up its thread: no timer, no signal handler runs meanwhile.
+ * a number of 0 or more, or the negative errno; `check` makes an Error of the latter where it is one. The other files
+ * of this folder call FFI through this one. A call that blocks holds up its thread: no timer, no signal handler runs meanwhile.
  */
 import { getSystemErrorName } from 'node:util'
 import koffi from 'koffi'
@@ -36,22 +36,28 @@ const prototypes = {
 } as const
 
 type Octets = NodeJS.ArrayBufferView
-type Name = keyof typeof prototypes
-type Call = (...args: readonly (number | Octets | string | null)[]) => number
+type Argument = number | Octets | string | null | readonly (string | null)[]
+type Calls<N extends string> = Readonly<Record<N, (...args: readonly Argument[]) => number>>
 
-let bound: Readonly<Record<Name, Call>> | undefined
+/** C functions by their prototypes; bound at the first call, so that to import a file costs no more than koffi itself. */
+export function lazily<const N extends string>(prototypes: Readonly<Record<N, string>>): () => Calls<N> {
+  let bound: Calls<N> | undefined
+  return () => {
+    if (bound) return bound
+    const library = koffi.load(null)
+    const table = Object.entries<string>(prototypes).map(([name, prototype]) => [
+      name,
+      library.func(prototype),
+    ])
+    bound = Object.fromEntries(table) as Calls<N>
+    return bound
+  }
+}
+
+const calls = lazily(prototypes)
 
 /** Binds the calls, if no call has done so yet. */
 export const bindCalls = (): void => void calls()
-
-/** Bound at the first call, so that to import this costs no more than koffi itself. */
-function calls(): Readonly<Record<Name, Call>> {
-  if (bound) return bound
-  const library = koffi.load(null)
-  const table = Object.entries(prototypes).map(([name, prototype]) => [name, library.func(prototype)])
-  bound = Object.fromEntries(table) as Record<Name, Call>
-  return bound
-}
 
 const result = (returned: number): number => (returned === -1 ? -koffi.errno() : returned)
 

@@ -4,9 +4,8 @@
  * is noticed through a pidfd, which becomes readable then: pidfd_open(2), since Linux 5.3.
  */
 import { constants } from 'node:os'
-import koffi from 'koffi'
 import { headers } from './layouts.ts'
-import { check, close } from './libc.ts'
+import { check, close, lazily } from './libc.ts'
 
 /** Room for posix_spawnattr_t (336 octets in glibc) and posix_spawn_file_actions_t (80), which are opaque. */
 const OPAQUE_OCTETS = 512
@@ -27,31 +26,21 @@ const prototypes = {
   syscall: 'int64_t syscall(int64_t number, ...)',
 } as const
 
-type Call = (
-  ...args: readonly (number | NodeJS.ArrayBufferView | string | null | readonly (string | null)[])[]
-) => number
-type Calls = Readonly<Record<keyof typeof prototypes, Call>>
+const calls = lazily(prototypes)
 
-let bound: { readonly calls: Calls; readonly attributes: Buffer } | undefined
-
-function bind() {
-  if (bound) return bound
-  const library = koffi.load(null)
-  const table = Object.entries(prototypes).map(([name, prototype]) => [name, library.func(prototype)])
-  const calls: Calls = Object.fromEntries(table)
+/** A session of its own, every signal as a program expects it (Node ignores SIGPIPE), none blocked. */
+function makeAttributes(): Buffer {
   const { POSIX_SPAWN_SETSID, POSIX_SPAWN_SETSIGDEF, POSIX_SPAWN_SETSIGMASK } = headers
-  const attributes = Buffer.alloc(OPAQUE_OCTETS)
-  calls.posix_spawnattr_init(attributes)
-  // A session of its own, every signal as a program expects it (Node ignores SIGPIPE), none blocked.
-  calls.posix_spawnattr_setflags(
-    attributes,
-    POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK,
-  )
-  calls.posix_spawnattr_setsigdefault(attributes, Buffer.alloc(SIGSET_OCTETS, 0xff))
-  calls.posix_spawnattr_setsigmask(attributes, Buffer.alloc(SIGSET_OCTETS))
-  bound = { calls, attributes }
-  return bound
+  const flags = POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK
+  const made = Buffer.alloc(OPAQUE_OCTETS)
+  calls().posix_spawnattr_init(made)
+  calls().posix_spawnattr_setflags(made, flags)
+  calls().posix_spawnattr_setsigdefault(made, Buffer.alloc(SIGSET_OCTETS, 0xff))
+  calls().posix_spawnattr_setsigmask(made, Buffer.alloc(SIGSET_OCTETS))
+  return made
 }
+
+let attributes: Buffer | undefined
 
 export interface Started {
   readonly pid: number
@@ -69,23 +58,22 @@ export function spawnOn(
   argv: readonly string[],
   env: Readonly<NodeJS.ProcessEnv>,
 ): Started {
-  const { calls, attributes } = bind()
+  attributes ??= makeAttributes()
   const actions = Buffer.alloc(OPAQUE_OCTETS)
   const pid = new Int32Array(1)
   const variables = Object.entries(env).map(([name, value]) => `${name}=${value}`)
-  calls.posix_spawn_file_actions_init(actions)
+  calls().posix_spawn_file_actions_init(actions)
   try {
-    for (const to of [0, 1, 2]) calls.posix_spawn_file_actions_adddup2(actions, fd, to)
+    for (const to of [0, 1, 2]) calls().posix_spawn_file_actions_adddup2(actions, fd, to)
     // Unlike other calls it returns the errno itself.
     check(
-      -calls.posix_spawn(pid, path, actions, attributes, [...argv, null], [...variables, null]),
+      -calls().posix_spawn(pid, path, actions, attributes, [...argv, null], [...variables, null]),
       'posix_spawn',
     )
   } finally {
-    calls.posix_spawn_file_actions_destroy(actions)
+    calls().posix_spawn_file_actions_destroy(actions)
   }
-  const pidfd = Number(calls.syscall(headers.SYS_pidfd_open, 'int', pid[0], 'int', 0))
-  return { pid: pid[0], pidfd }
+  return { pid: pid[0], pidfd: pidfdOpen(pid[0]) }
 }
 
 /** How a program has ended; undefined while it runs. Asked once its pidfd is readable: until then it is a zombie. */
@@ -93,7 +81,7 @@ export function ended({
   pid,
 }: Started): { readonly code: number | null; readonly signal: string | null } | undefined {
   const status = new Int32Array(1)
-  if (bind().calls.waitpid(pid, status, headers.WNOHANG) !== pid) return undefined
+  if (calls().waitpid(pid, status, headers.WNOHANG) !== pid) return undefined
   // WIFEXITED, WEXITSTATUS and WTERMSIG of <sys/wait.h>.
   const number = status[0] & 0x7f
   if (number === 0) return { code: (status[0] >> 8) & 0xff, signal: null }
@@ -101,8 +89,11 @@ export function ended({
   return { code: null, signal: signal ?? `signal ${number}` }
 }
 
+const pidfdOpen = (pid: number): number =>
+  Number(calls().syscall(headers.SYS_pidfd_open, 'int', pid, 'int', 0))
+
 /** Whether the kernel has pidfds: asked for our own process. */
 export function canSpawn(): boolean {
-  const pidfd = Number(bind().calls.syscall(headers.SYS_pidfd_open, 'int', process.pid, 'int', 0))
+  const pidfd = pidfdOpen(process.pid)
   return pidfd >= 0 && close(pidfd) === 0
 }
