@@ -183,3 +183,20 @@ test('siblings share listening sockets: none fails when another was faster', opt
   )
   t.diagnostic(`served ${served}`)
 })
+
+test('siblings that wake up for a client whom another gets say nothing', options, async t => {
+  const { fd, address } = listenTcp({ address: '127.0.0.1', port: 0 })
+  t.after(() => close(fd))
+  const siblings = Array.from({ length: 4 }, () => child(t, {}, 'ignore', [fd]))
+  await until('all are idle', () => siblings.every(({ states }) => states() === 'i'))
+  for (let i = 0; i < 40; i++) {
+    const socket = connect({ ...address, host: '127.0.0.1' })
+    t.after(() => void socket.destroy())
+    socket.end('hello')
+    assert.equal(String(await buffer(socket)), 'hello')
+  }
+  const all = () => siblings.map(({ states }) => states())
+  await until('all are idle again', () => all().every(states => states.endsWith('i')))
+  for (const states of all()) assert.match(states, /^i(bi)*$/)
+  assert.equal(all().join('').replaceAll('i', '').length, 40)
+})
