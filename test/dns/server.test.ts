@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url'
 import { inspect } from 'node:util'
 import { createServer, Packet, TCPServer } from 'dns2'
 import { type Answerer, type DnsListenOptions, listenDns } from '../../src/dns/server.ts'
+import { commonPort } from '../common-port.ts'
 import type { ChildOptions } from './child.ts'
 import {
   APEX,
@@ -426,10 +427,11 @@ describe('listening', () => {
   })
 
   test('where the UDP port is taken fails with the reason and leaves nothing behind', async t => {
-    const taken = createSocket('udp4').bind(0, '127.0.0.1')
+    // Not one that the kernel could give to a client of another test meanwhile.
+    const port = await commonPort('127.0.0.1', '127.0.0.2')
+    const taken = createSocket('udp4').bind(port, '127.0.0.1')
     await once(taken, 'listening')
     t.after(() => taken.close())
-    const { port } = taken.address()
     const first = { address: '127.0.0.2', port }
     await assert.rejects(serve(t, { listen: [first, { address: '127.0.0.1', port }] }), {
       code: 'EADDRINUSE',
