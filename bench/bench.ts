@@ -11,7 +11,7 @@ if (!Object.hasOwn(benches, name)) {
   process.stderr.write(`Cannot run bench "${name}": expected one of ${Object.keys(benches).join(', ')}\n`)
   process.exit(2)
 }
-const { run } = await benches[name]()
+const { run } = await benches[name]!()
 const { machine, workspace } = await import('./measure.ts')
 try {
   process.stdout.write(`${machine()}\n\n`)

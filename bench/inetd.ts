@@ -3,8 +3,8 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { existsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { formatAddress, type SocketAddress } from '../src/address.ts'
 import { probe } from '../src/client/probe.ts'
-import { formatAddress, type SocketAddress } from '../src/parse.ts'
 import { echo } from '../src/protocols.ts'
 import {
   alternate,

@@ -8,7 +8,7 @@ import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { type LoadOptions, runLoad } from '../src/client/load.ts'
-import { totals } from '../src/client/load-report.ts'
+import { totals } from '../src/client/report.ts'
 
 const cli = fileURLToPath(new URL('../src/cli.ts', import.meta.url))
 /** USER_HZ, proc(5): the unit of times in /proc/PID/stat. */
@@ -24,7 +24,7 @@ export const workspace = (): string => {
 }
 
 export const machine = (): string =>
-  `${cpus().length} cores of ${cpus()[0].model.trim()}, Linux ${release()}, Node ${process.version}; medians of ${ROUNDS} alternating rounds`
+  `${cpus().length} cores of ${cpus()[0]!.model.trim()}, Linux ${release()}, Node ${process.version}; medians of ${ROUNDS} alternating rounds`
 
 /** The C program compiled, or undefined where there is no compiler. */
 export function compile(source: string): string | undefined {
@@ -193,8 +193,8 @@ function read(path: string): string {
 
 /** As Markdown, padded so that it can be read as it is. */
 export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
-  const widths = head.map((_, i) => Math.max(...[head, ...rows].map(row => row[i].length)))
-  const pad = (text: string, i: number) => (i < 2 ? text.padEnd(widths[i]) : text.padStart(widths[i]))
+  const widths = head.map((_, i) => Math.max(...[head, ...rows].map(row => row[i]!.length)))
+  const pad = (text: string, i: number) => (i < 2 ? text.padEnd(widths[i]!) : text.padStart(widths[i]!))
   const line = (cells: readonly string[]) => `| ${cells.map(pad).join(' | ')} |`
   const rule = `|${widths.map((width, i) => (i < 2 ? '-'.repeat(width + 2) : `${'-'.repeat(width + 1)}:`)).join('|')}|`
   return [line(head), rule, ...rows.map(line)].join('\n')

@@ -3,6 +3,7 @@
 import { readFileSync } from 'node:fs'
 import { enableCompileCache } from 'node:module'
 import { Argument, Command, CommanderError, Option } from 'commander'
+import { formatAddress } from './address.ts'
 import {
   envText,
   type Flag,
@@ -11,12 +12,12 @@ import {
   flagText,
   helpText,
   type Run,
-  resolveOptions,
   type VerbName,
   verbs,
 } from './commands/options.ts'
+import { resolveOptions } from './commands/resolve-options.ts'
 import { compileCacheFolder } from './compile-cache.ts'
-import { formatAddress, UsageError } from './parse.ts'
+import { UsageError } from './errors.ts'
 
 // As PID 1 of a container a process has no default action for signals: without this they would be ignored.
 const die = (_signal: string, number: number) => process.exit(128 + number)

@@ -15,38 +15,49 @@ const files = globSync('src/**/*.ts', { cwd: root }).map(path => {
 })
 
 /** Folder or file → the ones it may import, besides its own. */
-const below: Record<string, readonly string[]> = {
-  cli: ['commands', 'compile-cache', 'parse'],
-  commands: [
-    'servers',
-    'endpoints',
-    'dns',
-    'client',
-    'ops',
-    'protocols',
-    'sys',
-    'bind',
-    'compile-cache',
-    'parse',
-  ],
-  dns: ['endpoints', 'bind', 'parse'],
-  endpoints: ['client', 'parse'],
-  servers: ['protocols', 'sys', 'bind', 'compile-cache', 'parse'],
-  client: ['parse'],
-  ops: ['parse'],
-  sys: ['parse'],
-  bind: ['parse'],
-  'compile-cache': [],
-  protocols: [],
-  parse: [],
+const base = [
+  'protocols',
+  'sys',
+  'address',
+  'lifecycle',
+  'clock',
+  'say',
+  'errors',
+  'compile-cache',
+  'program',
+]
+const siblings: Record<string, readonly string[]> = {
+  // net: until `src/dns` has an encoder of its own.
+  dns: ['endpoints', 'net'],
+  endpoints: ['client'],
+  net: ['dns'],
+  servers: ['net'],
+  inetd: ['servers', 'net'],
+  client: [],
+  ops: [],
+  lab: ['dns', 'endpoints', 'client'],
 }
-const layerOf = (path: string) => path.split('/')[1].replace(/\.ts$/, '')
+const below: Record<string, readonly string[]> = {
+  cli: ['commands', ...base],
+  commands: [...Object.keys(siblings), ...base],
+  ...Object.fromEntries(Object.entries(siblings).map(([name, others]) => [name, [...others, ...base]])),
+  sys: ['address'],
+  address: ['errors'],
+  lifecycle: [],
+  say: [],
+  clock: [],
+  errors: [],
+  'compile-cache': [],
+  program: [],
+  protocols: [],
+}
+const layerOf = (path: string) => path.split('/')[1]!.replace(/\.ts$/, '')
 
 test('imports point down', () => {
   for (const { path, imports } of files)
-    for (const target of imports.filter(name => name.startsWith('.'))) {
+    for (const target of imports.filter(name => name!.startsWith('.'))) {
       const from = layerOf(path)
-      const to = layerOf(join(dirname(path), target))
+      const to = layerOf(join(dirname(path), target!))
       assert.ok(from === to || below[from]?.includes(to), `${path} must not import ${target}`)
     }
 })
@@ -60,11 +71,11 @@ test('pure files import no sockets, timers or process, and ask for neither time 
     'dns/zone',
     'dns/respond',
     'endpoints/health',
-    'servers/inetd-conf',
+    'inetd/conf',
     'servers/pool-size',
-    'servers/users',
+    'inetd/users',
     'sys/layouts',
-    'client/load-report',
+    'client/report',
     'client/payload',
   ]
   for (const name of pure) {
@@ -72,7 +83,7 @@ test('pure files import no sockets, timers or process, and ask for neither time 
     assert.ok(file, `${name} is gone`)
     const { code, imports, typeOnly } = file
     assert.deepEqual(
-      imports.filter(i => i.startsWith('node:') && !typeOnly.includes(i)),
+      imports.filter(i => i!.startsWith('node:') && !typeOnly.includes(i)),
       [],
       name,
     )
@@ -87,7 +98,7 @@ test('pure files import no sockets, timers or process, and ask for neither time 
 test('each library stays in its folder', () => {
   const homes = {
     koffi: 'sys',
-    dns2: 'dns',
+    dns2: ['net', 'dns'],
     '@godaddy/terminus': 'ops',
     yaml: 'endpoints',
     commander: 'cli',
@@ -96,7 +107,8 @@ test('each library stays in its folder', () => {
   }
   for (const [library, home] of Object.entries(homes))
     for (const { path, imports } of files)
-      if (imports.includes(library)) assert.equal(layerOf(path), home, `${path} must not import ${library}`)
+      if (imports.includes(library))
+        assert.ok([home].flat().includes(layerOf(path)), `${path} must not import ${library}`)
 })
 
 test('there are no barrels and no catch-all files, and only cli.ts ends the process', () => {

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
-import { resolveOptions, type VerbName, verbs } from '../src/commands/options.ts'
-import { UsageError } from '../src/parse.ts'
+import { type VerbName, verbs } from '../src/commands/options.ts'
+import { resolveOptions } from '../src/commands/resolve-options.ts'
+import { UsageError } from '../src/errors.ts'
 import { portOf, run, start } from './process.ts'
 
 const options = { timeout: 30_000 }

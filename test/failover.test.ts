@@ -67,13 +67,13 @@ test('a replica that is killed, and one that is stopped, leave the answer and co
   const [killed, stopped, left] = addresses
   assert.deepEqual((await dns.answer()).sort(), [...addresses])
 
-  process.kill(replicas[0].pid, 'SIGKILL')
+  process.kill(replicas[0]!.pid, 'SIGKILL')
   const killedMs = await dns.until(answer => !answer.includes(killed))
-  process.kill(replicas[1].pid, 'SIGSTOP')
+  process.kill(replicas[1]!.pid, 'SIGSTOP')
   const stoppedMs = await dns.until(answer => !answer.includes(stopped))
   assert.deepEqual(await dns.answer(), [left])
 
-  process.kill(replicas[1].pid, 'SIGCONT')
+  process.kill(replicas[1]!.pid, 'SIGCONT')
   const continuedMs = await dns.until(answer => answer.includes(stopped))
   assert.deepEqual((await dns.answer()).sort(), [stopped, left])
   const restarted = await startReplica(killed)
@@ -99,7 +99,7 @@ test('weighted shares are exact over each full period, whatever else is asked', 
   await dns.process.line('service ready')
   const firsts: string[] = []
   for (let i = 0; i < 27; i++) {
-    firsts.push((await dns.answer())[0])
+    firsts.push((await dns.answer())[0]!)
     if (i % 2) await dns.askOthers()
   }
   for (let from = 0; from + 9 <= firsts.length; from++) {
@@ -115,21 +115,21 @@ test('least-loaded puts first whoever has the fewest open connections', async t 
   const load = async (...counts: number[]) => {
     for (const [i, address] of addresses.entries()) {
       const sockets = open.get(address) ?? []
-      while (sockets.length > counts[i]) sockets.pop()?.destroy()
-      while (sockets.length < counts[i]) {
+      while (sockets.length > counts[i]!) sockets.pop()?.destroy()
+      while (sockets.length < counts[i]!) {
         const socket = connect(port, address)
         sockets.push(socket)
         await once(socket, 'connect')
       }
     }
-    const known = async () => (await dns.state()).services[0].endpoints.map(e => e.activeConnections)
+    const known = async () => (await dns.state()).services[0]!.endpoints.map(e => e.activeConnections)
     while ((await known()).join() !== counts.join()) await sleep(5)
   }
   t.after(() => [...open.values()].flat().forEach(socket => void socket.destroy()))
   const [a, b, c] = addresses
   const firstsOf = async (queries: number) => {
     const firsts: string[] = []
-    while (firsts.length < queries) firsts.push((await dns.answer())[0])
+    while (firsts.length < queries) firsts.push((await dns.answer())[0]!)
     return addresses.map(address => firsts.filter(first => first === address).length)
   }
   await load(5, 2, 0)
@@ -198,16 +198,16 @@ test('a rolling restart of every replica costs no client a single echo', async t
     }
   }
   const clients = [
-    client('uncached', async () => (await dns.answer())[0]),
+    client('uncached', async () => (await dns.answer())[0]!),
     client('cached', cached(dns.answerWithTtl)),
   ]
 
   for (const [i, address] of addresses.entries()) {
-    process.kill(replicas[i].pid, 'SIGTERM')
+    process.kill(replicas[i]!.pid, 'SIGTERM')
     const begun = performance.now()
     await dns.until(answer => !answer.includes(address))
     t.diagnostic(`${address} left the answer ${Math.round(performance.now() - begun)} ms after SIGTERM`)
-    assert.deepEqual(await replicas[i].ended, { code: 0, signal: null })
+    assert.deepEqual(await replicas[i]!.ended, { code: 0, signal: null })
     await startReplica(address)
     await dns.until(answer => answer.includes(address))
   }
@@ -227,7 +227,7 @@ function cached(ask: () => Promise<{ address: string; ttl: number }[]>): () => P
     if (performance.now() >= expires) {
       const records = await ask()
       answer = records.map(({ address }) => address)
-      expires = performance.now() + records[0].ttl * 1000
+      expires = performance.now() + records[0]!.ttl * 1000
     }
     return answer[uses++ % answer.length]
   }

@@ -2,7 +2,7 @@
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { connect } from 'node:net'
-import { isIpv6, type SocketAddress } from '../parse.ts'
+import { isIpv6, type SocketAddress } from '../address.ts'
 
 export interface EchoSession {
   /**

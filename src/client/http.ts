@@ -1,6 +1,6 @@
 /** One HTTP GET of a short text: what the probes and the table of `up` need, without the weight of fetch. */
 import { get } from 'node:http'
-import { formatAddress, type SocketAddress } from '../parse.ts'
+import { formatAddress, type SocketAddress } from '../address.ts'
 
 const MAX_BODY_OCTETS = 64 * 1024
 

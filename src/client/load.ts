@@ -7,10 +7,10 @@
  * that it held up: coordinated omission (Gil Tene, "How NOT to Measure Latency"; his wrk2 measures so too).
  */
 import { createHistogram, type RecordableHistogram } from 'node:perf_hooks'
-import type { SocketAddress } from '../parse.ts'
+import type { SocketAddress } from '../address.ts'
 import type { Transport } from './echo.ts'
-import type { LoadProgress, LoadResult, ReplicaResult } from './load-report.ts'
 import { Payloads } from './payload.ts'
+import type { LoadProgress, LoadResult, ReplicaResult } from './report.ts'
 import { type Answer, type ResolveMode, resolver } from './resolve.ts'
 import { openWire, type Wire } from './wire.ts'
 
@@ -194,7 +194,7 @@ class Load {
     this.#released = Math.min(this.#total, count)
     const flows = this.#flows
     for (let i = 0; i < Math.min(this.#released - from, flows.length); i++)
-      this.#pump(flows[(from + i) % flows.length])
+      this.#pump(flows[(from + i) % flows.length]!)
   }
 
   /** Opens what is closed, and sends what may be sent. */
@@ -235,9 +235,9 @@ class Load {
     answer.then(({ addresses }) => {
       const [replica] = addresses.map(address => this.#replica(address))
       ifCurrent(() => {
-        flow.replica = replica
-        replica.connections++
-        const server = { address: replica.address, port }
+        flow.replica = replica!
+        replica!.connections++
+        const server = { address: replica!.address, port }
         flow.wire = openWire(transport, server, {
           opened: () => ifCurrent(() => this.#opened(flow)),
           received: octets => ifCurrent(() => this.#received(flow, octets)),

@@ -1,7 +1,8 @@
 /** The addresses of a server that is named on the command line: what `send` and `load` share. */
 import { lookup, Resolver } from 'node:dns/promises'
 import { isIP } from 'node:net'
-import { formatAddress, type SocketAddress, UsageError } from '../parse.ts'
+import { formatAddress, type SocketAddress } from '../address.ts'
+import { UsageError } from '../errors.ts'
 
 /** `each`: every call asks; `once`: the first answer is kept for ever; `ttl`: an answer is kept for its TTL. */
 export const resolveModes = ['each', 'once', 'ttl'] as const

@@ -1,11 +1,12 @@
 /** `roundelay check`: one probe, for the HEALTHCHECK of an image that has no shell, `nc` or `curl`. */
 import { lookup } from 'node:dns/promises'
 import { type ProbeResult, type ProbeTarget, probe } from '../client/probe.ts'
-import { Expected } from '../parse.ts'
-import { parseNamed, type Run } from './options.ts'
+import { Expected } from '../errors.ts'
+import type { Run } from './options.ts'
+import { parseNamed } from './resolve-options.ts'
 
 export const run: Run<'check'> = async (options, [text], { exit }) => {
-  const { host, ...target } = parseNamed('target', text, parseTarget)
+  const { host, ...target } = parseNamed('target', text!, parseTarget)
   const result = await probeName(host, address => ({ ...target, address }) as ProbeTarget, options.timeout)
   process.stdout.write(`${result.ok ? 'ok' : 'failed'}: ${text}: ${result.detail}\n`)
   if (!result.ok) exit(1)

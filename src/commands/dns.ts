@@ -1,19 +1,22 @@
 /** `roundelay dns`: the authoritative server with its pools. `up` runs the same farm in its own process. */
 
 import { hostname, networkInterfaces } from 'node:os'
+import { formatAddress, isIpv6, type SocketAddress } from '../address.ts'
 import { Authority } from '../dns/authority.ts'
 import { policies } from '../dns/rotation.ts'
-import { listenDns } from '../dns/server.ts'
 import { nameServer } from '../dns/zone.ts'
 import type { Check } from '../endpoints/checks.ts'
 import type { Source } from '../endpoints/endpoint.ts'
 import { type Pool, type PoolEvents, startPool } from '../endpoints/pool.ts'
+import { UsageError } from '../errors.ts'
+import { listenDns } from '../net/dns-server.ts'
 import { startAdmin } from '../ops/admin.ts'
 import { createLog, type Logger } from '../ops/log.ts'
 import { Metrics } from '../ops/metrics.ts'
-import { domainName, formatAddress, isIpv6, type SocketAddress, UsageError } from '../parse.ts'
 import { samples, state } from './dns-state.ts'
-import { type Context, type Options, parseNamed, type Run } from './options.ts'
+import type { Context, Options, Run } from './options.ts'
+import { parseNamed } from './resolve-options.ts'
+import { domainName } from './values.ts'
 
 export const run: Run<'dns'> = async (options, _args, context) => {
   const services = (options.service ?? []).map(({ name, source, text }) => ({

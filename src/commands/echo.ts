@@ -1,10 +1,11 @@
 /** `roundelay echo`: one replica, as one of the server models. */
 import { hostname } from 'node:os'
-import { withoutIpv6IfNeedBe } from '../bind.ts'
+import { formatAddress, type SocketAddress } from '../address.ts'
+import { UsageError } from '../errors.ts'
+import { withoutIpv6IfNeedBe } from '../net/bind.ts'
 import { startAdmin } from '../ops/admin.ts'
 import { createLog } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
-import { formatAddress, type SocketAddress, UsageError } from '../parse.ts'
 import { echo } from '../protocols.ts'
 import {
   type EchoService,

@@ -1,14 +1,15 @@
 /** `roundelay inetd`: the internet superserver. */
 import { readFileSync } from 'node:fs'
 import { userInfo } from 'node:os'
+import { formatAddress } from '../address.ts'
+import { UsageError } from '../errors.ts'
+import { describe, type Entry, type LookUp, parseInetdConf, parseServices } from '../inetd/conf.ts'
+import type { Configured, Inetd } from '../inetd/inetd.ts'
+import { type Account, findAccount } from '../inetd/users.ts'
 import { startAdmin } from '../ops/admin.ts'
 import { createLog } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
-import { formatAddress, UsageError } from '../parse.ts'
 import { smallServices } from '../protocols.ts'
-import type { Configured, Inetd } from '../servers/inetd.ts'
-import { describe, type Entry, type LookUp, parseInetdConf, parseServices } from '../servers/inetd-conf.ts'
-import { type Account, findAccount } from '../servers/users.ts'
 import { whyUnavailable } from '../sys/available.ts'
 import type { Run } from './options.ts'
 
@@ -27,7 +28,7 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
   if (why) throw new UsageError(`Cannot run inetd here: it needs Linux' socket API, and ${why}`)
   const first = readOrExplain(files)
   const log = await createLog({ level: options.logLevel, name: 'inetd' })
-  const { Inetd } = await import('../servers/inetd.ts')
+  const { Inetd } = await import('../inetd/inetd.ts')
   const inetd: Inetd = new Inetd({
     protocols: smallServices(clock),
     maxChildren: options.maxChildren,
@@ -175,7 +176,7 @@ const clock = {
     const now = new Date()
     // Mon Nov 23 2026 15:33:00 GMT+0100 (…)
     const [weekday, month, day, year] = now.toDateString().split(' ')
-    return `${weekday} ${month} ${day.replace(/^0/, ' ')} ${now.toTimeString().slice(0, 8)} ${year}`
+    return `${weekday} ${month} ${day!.replace(/^0/, ' ')} ${now.toTimeString().slice(0, 8)} ${year}`
   },
 }
 

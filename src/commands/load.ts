@@ -1,12 +1,12 @@
 /** `roundelay load`: how fast echo servers answer, and how evenly DNS spreads clients over them. */
 import { type LoadOptions, runLoad } from '../client/load.ts'
-import { isFailure, type LoadProgress, toJson, toProgress, toText, totals } from '../client/load-report.ts'
-import { UsageError } from '../parse.ts'
+import { isFailure, type LoadProgress, toJson, toProgress, toText, totals } from '../client/report.ts'
+import { UsageError } from '../errors.ts'
 import type { Context, Options, Run } from './options.ts'
 import { chooseTransport } from './send.ts'
 
 export const run: Run<'load'> = async (options, [host], context) => {
-  const load = loadOptions(host, options)
+  const load = loadOptions(host!, options)
   const result = await runLoad(load, stopSignal(context), process.stderr.isTTY ? progressLine() : undefined)
   if (process.stderr.isTTY) process.stderr.write('\r\x1b[K')
   process.stdout.write(options.json ? `${JSON.stringify(toJson(load, result))}\n` : toText(load, result))

@@ -1,24 +1,21 @@
 /** The one table of verbs and flags: --help, the environment twins, the README and the parsers all come from it. */
 
+import { ipAddress, socketAddress } from '../address.ts'
 import { resolveModes } from '../client/resolve.ts'
 import { policies } from '../dns/rotation.ts'
-import { parseCheck } from '../endpoints/checks.ts'
-import type { Source } from '../endpoints/endpoint.ts'
-import { parseSource } from '../endpoints/source.ts'
 import { logLevels } from '../ops/log.ts'
+import { type ModelName, models } from '../servers/service.ts'
 import {
   domainName,
   duration,
-  Expected,
   integer,
-  ipAddress,
   oneOf,
+  parseCheck,
+  parseService,
   period,
   port,
-  socketAddress,
-  UsageError,
-} from '../parse.ts'
-import { type ModelName, models } from '../servers/service.ts'
+  serverId,
+} from './values.ts'
 
 export interface Flag {
   /** What stands for the value in --help; undefined for a switch. */
@@ -44,28 +41,6 @@ export type Run<V extends VerbName> = (
   args: readonly string[],
   context: Context,
 ) => Promise<void>
-
-/** `NAME=SOURCE`; the name is completed with the zone later. */
-interface ServiceOption {
-  readonly name: string
-  readonly source: Source
-  /** As it was written, for logs. */
-  readonly text: string
-}
-
-function parseService(text: string): ServiceOption {
-  const at = text.indexOf('=')
-  const name = text.slice(0, at)
-  if (at < 1) throw new Expected('NAME=SOURCE')
-  if (name !== '@') domainName(name)
-  const source = text.slice(at + 1)
-  return { name: name.toLowerCase(), source: parseSource(source), text: source }
-}
-
-function serverId(text: string): string {
-  if (/^[\x20-\x7e]{1,255}$/.test(text)) return text
-  throw new Expected('1 to 255 printable ASCII characters')
-}
 
 const modelNames = Object.keys(models) as ModelName[]
 const onOff = oneOf('true', 'false', '1', '0')
@@ -396,38 +371,4 @@ export const envText = (name: FlagName): string =>
 export const helpText = (verb: VerbName, name: FlagName): string => {
   const special: Verb['help'] = (verbs[verb] as Verb).help
   return special?.[name] ?? flags[name].help
-}
-
-/** Flag before environment before default. An empty environment variable counts as not set. */
-export function resolveOptions<V extends VerbName>(
-  verb: V,
-  given: Readonly<Record<string, unknown>>,
-  env: NodeJS.ProcessEnv,
-): Options<V> {
-  const options: Record<string, unknown> = {}
-  const set = new Map<FlagName, 'flag' | 'environment'>()
-  for (const [key, fallback] of Object.entries<string | null>(verbs[verb].flags)) {
-    const name = key as FlagName
-    const flag: Flag = flags[name]
-    const fromEnv = env[envText(name)]?.trim() || undefined
-    if (given[name] !== undefined) set.set(name, 'flag')
-    else if (fromEnv !== undefined) set.set(name, 'environment')
-    const [origin, raw] =
-      given[name] !== undefined ? [flagText(name), given[name]] : [envText(name), fromEnv ?? fallback]
-    if (raw === null || raw === undefined) continue
-    const parse = (text: string) => parseNamed(origin, text, flag.parse)
-    const texts = Array.isArray(raw) ? raw.map(String) : String(raw).split(/\s+/).filter(Boolean)
-    options[name] = flag.repeat ? texts.map(parse) : parse(String(raw))
-  }
-  return { ...options, given: set } as unknown as Options<V>
-}
-
-/** The value of one text, or the error that names it, where it came from and what was expected. */
-export function parseNamed<T>(origin: string, text: string, parse: (text: string) => T): T {
-  try {
-    return parse(text)
-  } catch (error) {
-    if (!(error instanceof Expected)) throw error
-    throw new UsageError(`Cannot parse ${origin} "${text}": expected ${error.message}`)
-  }
 }

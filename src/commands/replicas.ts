@@ -7,9 +7,9 @@ import { dirname, join, relative } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { formatAddress, type SocketAddress } from '../address.ts'
 import { httpGet } from '../client/http.ts'
 import { compileCache } from '../compile-cache.ts'
-import { formatAddress, type SocketAddress } from '../parse.ts'
 
 const cli = fileURLToPath(new URL('../cli.ts', import.meta.url))
 const START_TIMEOUT_MS = 60_000

@@ -1,14 +1,16 @@
 /** `roundelay send`: the book's echo client (TLPI 60.2, id_echo_cl), over TCP too. */
+
+import { formatAddress } from '../address.ts'
 import { type EchoSession, openEcho, type Transport } from '../client/echo.ts'
 import { resolver } from '../client/resolve.ts'
-import { formatAddress, UsageError } from '../parse.ts'
+import { UsageError } from '../errors.ts'
 import type { Options, Run } from './options.ts'
 
 export const run: Run<'send'> = async (options, args, { exit }) => {
   const [host, ...messages] = args
   const transport = chooseTransport(options)
   // The first address, in the order that the resolver gives: what a simple client uses.
-  const { addresses } = await resolver(host, options.dns, options.timeout, 'each')()
+  const { addresses } = await resolver(host!, options.dns, options.timeout, 'each')()
   const server = { address: addresses[0], port: options.port }
   let session: EchoSession | undefined
   let failed = false
@@ -17,10 +19,10 @@ export const run: Run<'send'> = async (options, args, { exit }) => {
     const limit = AbortSignal.timeout(options.timeout)
     const started = performance.now()
     try {
-      session ??= await openEcho(transport, server, limit)
+      session ??= await openEcho(transport, server!, limit)
       const reply = await session.exchange(message, limit)
       const took = `${(performance.now() - started).toFixed(3)} ms`
-      const details = options.verbose ? `  from ${formatAddress(server)} ${transport} in ${took}` : ''
+      const details = options.verbose ? `  from ${formatAddress(server!)} ${transport} in ${took}` : ''
       process.stdout.write(`[${reply.length} bytes] ${reply}${details}\n`)
       if (reply.equals(message)) continue
       failed = true
@@ -28,7 +30,7 @@ export const run: Run<'send'> = async (options, args, { exit }) => {
     } catch (error) {
       failed = true
       const reason = limit.aborted ? `no reply within ${options.timeout} ms` : (error as Error).message
-      complain(`no echo of "${text}" from ${formatAddress(server)} ${transport}: ${reason}`)
+      complain(`no echo of "${text}" from ${formatAddress(server!)} ${transport}: ${reason}`)
       // A late reply must not be taken for the next message's.
       session?.close()
       session = undefined

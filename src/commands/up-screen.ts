@@ -26,11 +26,11 @@ export function tableLines(rows: readonly Row[], maxRows: number): string[] {
     String(row.connections ?? '-'),
     row.checks,
   ])
-  const widths = header.map((title, i) => Math.max(title.length, ...cells.map(row => row[i].length)))
+  const widths = header.map((title, i) => Math.max(title.length, ...cells.map(row => row[i]!.length)))
   const line = (row: readonly string[]) =>
-    row.map((cell, i) => (i >= 2 && i <= 4 ? cell.padStart(widths[i]) : cell.padEnd(widths[i]))).join('  ')
+    row.map((cell, i) => (i >= 2 && i <= 4 ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!))).join('  ')
   const shown = cells.slice(0, maxRows)
-  const lines = shown.map(row => line(row).replace(row[1], colour(row[1])))
+  const lines = shown.map(row => line(row).replace(row[1]!, colour(row[1]!)))
   const rest = cells.length - shown.length
   return [bold(line(header)), ...lines, ...(rest > 0 ? [`… and ${rest} more`] : [])]
 }

@@ -1,14 +1,15 @@
 /** `roundelay up`: the whole farm on loopback, with DNS and checks in this process. */
 import { once } from 'node:events'
 import { createServer } from 'node:net'
-import { bindAll, openTcp, openUdp, udpSocket } from '../bind.ts'
+import { formatAddress, type SocketAddress } from '../address.ts'
 import { httpGet } from '../client/http.ts'
 import type { Authority } from '../dns/authority.ts'
 import type { Check } from '../endpoints/checks.ts'
 import { endpoint } from '../endpoints/endpoint.ts'
-import { staticSource } from '../endpoints/source.ts'
+import { staticSource } from '../endpoints/static.ts'
+import { UsageError } from '../errors.ts'
+import { bindAll, openTcp, openUdp, udpSocket } from '../net/bind.ts'
 import { createLog, textFormat } from '../ops/log.ts'
-import { formatAddress, type SocketAddress, UsageError } from '../parse.ts'
 import { type DnsOptions, startDns, validate } from './dns.ts'
 import { firstCount } from './dns-state.ts'
 import type { Options, Run } from './options.ts'
@@ -81,18 +82,18 @@ export const run: Run<'up'> = async (options, _args, context) => {
   const { authority, addresses } = await startDns(dnsOptions, log, context)
   if (!screen) {
     log.info(
-      tryCommands(addresses[0], service, options, replicas),
+      tryCommands(addresses[0]!, service, options, replicas),
       `farm of ${replicas.length} replicas started`,
     )
     return
   }
   const counts = new Map<string, Counts>()
   const paint = () => {
-    const tries = Object.entries(tryCommands(addresses[0], service, options, replicas))
+    const tries = Object.entries(tryCommands(addresses[0]!, service, options, replicas))
     const commands = tries.map(([what, command]) => `${`${what}:`.padEnd(10)} ${command}`)
     const table = rows(authority, replicas, counts)
     const again = replicas
-      .filter(({ ended }, i) => ended && table[i].state !== 'up')
+      .filter(({ ended }, i) => ended && table[i]!.state !== 'up')
       .map(replica => `start ${replica.listen.address} again: ${startCommand(replica)}`)
     const room = Math.max(1, screen.rows - commands.length - 2 * again.length - 8)
     screen.show(['', ...commands, '', ...tableLines(table, room), '', ...again.slice(0, 3)])

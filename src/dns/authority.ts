@@ -1,8 +1,8 @@
 /** The authoritative server without its sockets: Snapshots in, the zone and its serial kept, queries answered. */
 import { Packet } from 'dns2'
 import type { Snapshot } from '../endpoints/pool.ts'
+import type { DnsTransport } from '../net/dns-server.ts'
 import { type Reply, type RespondOptions, respond, type Turn } from './respond.ts'
-import type { DnsTransport } from './server.ts'
 import { compileZone, nextSerial, type Zone, type ZoneOptions } from './zone.ts'
 
 interface AuthorityOptions extends ZoneOptions, Pick<RespondOptions, 'maxAnswers' | 'serverId' | 'version'> {

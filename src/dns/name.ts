@@ -12,7 +12,7 @@ export type NameKey = string
 /** `octets[start, end)` is a whole uncompressed name in wire form. */
 export function keyOfWire(octets: Buffer, start: number, end: number): NameKey {
   const lower = Buffer.from(octets.subarray(start, end))
-  for (let i = 0; i < lower.length; i++) if (lower[i] >= 0x41 && lower[i] <= 0x5a) lower[i] += 0x20
+  for (let i = 0; i < lower.length; i++) if (lower[i]! >= 0x41 && lower[i]! <= 0x5a) lower[i]! += 0x20
   return lower.toString('latin1')
 }
 
@@ -35,9 +35,9 @@ export function skipName(message: Buffer, offset: number, plain = false): number
   for (let at = offset; at < message.length; ) {
     const length = message[at]
     if (length === 0) return at + 1 - offset <= MAX_NAME_OCTETS ? at + 1 : -1
-    if ((length & 0xc0) === 0xc0) return !plain && at + 2 <= message.length ? at + 2 : -1
-    if (length > MAX_LABEL_OCTETS) return -1
-    at += length + 1
+    if ((length! & 0xc0) === 0xc0) return !plain && at + 2 <= message.length ? at + 2 : -1
+    if (length! > MAX_LABEL_OCTETS) return -1
+    at += length! + 1
   }
   return -1
 }

@@ -84,8 +84,8 @@ function parseRecords(message: Buffer, start: number): Pick<Query, 'edns' | 'mal
       const options = parseOptions(message, fixed + 10, end)
       edns ??= {
         udpOctets: message.readUInt16BE(fixed + 2),
-        version: message[fixed + 5],
-        dnssecOk: (message[fixed + 6] & 0x80) !== 0,
+        version: message[fixed + 5]!,
+        dnssecOk: (message[fixed + 6]! & 0x80) !== 0,
         nsid: options.nsid,
       }
       if (misplaced || options.malformed) return { edns, malformed: true }

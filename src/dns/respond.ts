@@ -88,7 +88,7 @@ export function respond(
   if (reply.truncated && transport === 'udp') return reply
   options.turns.set(turnKey, turn)
   turn.cursor++
-  const first = rrset.addresses?.[order[0]] ?? ''
+  const first = rrset.addresses?.[order[0]!] ?? ''
   turn.firsts.set(first, (turn.firsts.get(first) ?? 0) + 1)
   return reply
 }
@@ -174,7 +174,7 @@ function encode(
   // dns2 makes a Buffer of the whole message after each record and throws it away: n records, n² work.
   writer.toBuffer = () => message
   const questionEnd = query.question?.end ?? HEADER_OCTETS
-  for (let i = 0; i < questionEnd; i++) writer.write(message[i], 8)
+  for (let i = 0; i < questionEnd; i++) writer.write(message[i]!, 8)
   const names = suffixOffsets(answer.known, questionEnd)
 
   const id = Buffer.from(serverId).subarray(0, 255)
@@ -195,7 +195,7 @@ function encode(
 
   const { rrset } = answer
   const wanted = rrset ? (order ?? rrset.records.map((_, i) => i)) : []
-  const written = rrset ? countWhile(wanted, i => add(rrset.records[i])) : 0
+  const written = rrset ? countWhile(wanted, i => add(rrset.records[i]!)) : 0
   const truncated = written < wanted.length
   const authority = answer.soa && add(answer.soa) ? 1 : 0
   const extra = truncated ? [] : wanted.flatMap(i => rrset?.additional[i] ?? [])

@@ -58,9 +58,9 @@ const weighted: Policy = {
 const leastLoaded: Policy = {
   name: 'least-loaded',
   compile(candidates) {
-    const load = (index: number) => candidates[index].activeConnections ?? 0
+    const load = (index: number) => candidates[index]!.activeConnections ?? 0
     const order = indices(candidates.length).sort((a, b) => load(a) - load(b))
-    const turning = order.filter(index => load(index) === load(order[0])).length
+    const turning = order.filter(index => load(index) === load(order[0]!)).length
     return { order, turning, head: cursor => cursor % turning, shuffled: false }
   },
 }
@@ -79,10 +79,10 @@ export function smoothTurns(weights: readonly number[]): number[] {
   return Array.from({ length: sum }, () => {
     let best = 0
     for (let i = 0; i < credit.length; i++) {
-      credit[i] += shares[i]
-      if (credit[i] > credit[best]) best = i
+      credit[i]! += shares[i]!
+      if (credit[i]! > credit[best]!) best = i
     }
-    credit[best] -= sum
+    credit[best]! -= sum
     return best
   })
 }
@@ -102,8 +102,8 @@ export function pick(plan: Plan, cursor: number, count: number, random: () => nu
   for (let i = 0; i < taken; i++) {
     const j = i + Math.floor(random() * (shuffled.length - i))
     const swapped = shuffled[i]
-    shuffled[i] = shuffled[j]
-    shuffled[j] = swapped
+    shuffled[i] = shuffled[j]!
+    shuffled[j] = swapped!
   }
   return shuffled.slice(0, taken)
 }

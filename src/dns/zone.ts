@@ -1,8 +1,8 @@
 /** The zone as a table from names to RRsets, made anew from each Snapshot: pure. */
 
 import { Packet, type Resource } from 'dns2'
+import { isIpv6 } from '../address.ts'
 import type { EndpointStatus, Snapshot } from '../endpoints/pool.ts'
-import { isIpv6 } from '../parse.ts'
 import { keyOf, type NameKey } from './name.ts'
 import type { Plan, Policy } from './rotation.ts'
 

@@ -1,7 +1,6 @@
 /** What is asked of an endpoint to know its health, and when. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type ProbeResult, probe } from '../client/probe.ts'
-import { Expected } from '../parse.ts'
 
 const MAX_JITTER_MS = 5000
 
@@ -9,18 +8,6 @@ export type Check =
   | { readonly kind: 'udp' | 'tcp'; readonly port: number }
   | { readonly kind: 'http'; readonly port: number; readonly path: string }
   | { readonly kind: 'none' }
-
-/** `udp:PORT`, `tcp:PORT`, `http:PORT/path` or `none`. */
-export function parseCheck(text: string): Check {
-  if (text === 'none') return { kind: 'none' }
-  const match = /^(udp|tcp|http):(\d{1,5})(\/[\x21-\x7e]*)?$/.exec(text)
-  const port = Number(match?.[2])
-  if (match && port >= 1 && port <= 65535) {
-    if (match[1] === 'http') return { kind: 'http', port, path: match[3] ?? '/' }
-    if (match[3] === undefined) return { kind: match[1] as 'udp' | 'tcp', port }
-  }
-  throw new Expected('udp:PORT, tcp:PORT, http:PORT/path or none')
-}
 
 export interface CheckOptions {
   /** All must pass. */

@@ -1,5 +1,5 @@
 /** What a source tells of the replicas of a service. */
-import { ipAddress, isIpv6 } from '../parse.ts'
+import { ipAddress, isIpv6 } from '../address.ts'
 
 /** What a source knows of a replica; the words are those of a Kubernetes EndpointSlice. */
 export interface Endpoint {

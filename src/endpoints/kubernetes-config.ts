@@ -68,7 +68,7 @@ export async function fromKubeconfig(path: string, signal: AbortSignal): Promise
   // Relative paths are relative to the file.
   const file = (name: string) => readFile(resolve(dirname(path), name))
   const content = async (of: Record<string, string>, key: string) =>
-    of[`${key}-data`] ? Buffer.from(of[`${key}-data`], 'base64') : of[key] ? await file(of[key]) : undefined
+    of[`${key}-data`] ? Buffer.from(of[`${key}-data`]!, 'base64') : of[key] ? await file(of[key]) : undefined
   let exec: ExecCredential = user.exec ? await execCredential(user.exec, path, signal) : {}
   const [ca, cert, key] = await Promise.all([
     content(cluster, 'certificate-authority'),

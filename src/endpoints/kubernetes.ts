@@ -278,7 +278,7 @@ export function endpointsOf(slices: Iterable<EndpointSlice>): Endpoint[] {
       const ready = conditions?.ready ?? true
       const serving = conditions?.serving ?? ready
       const terminating = conditions?.terminating ?? false
-      const made = { ...endpoint(addresses[0]), ready, serving, terminating }
+      const made = { ...endpoint(addresses[0]!), ready, serving, terminating }
       const known = found.get(made.address)
       if (!known || rank(made) > rank(known)) found.set(made.address, made)
     }

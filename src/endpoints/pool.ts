@@ -1,7 +1,7 @@
 /** The endpoints of one service: what the source says and what the checks find, as one frozen Snapshot. */
 
 import { setTimeout as sleep } from 'node:timers/promises'
-import { isIpv6 } from '../parse.ts'
+import { isIpv6 } from '../address.ts'
 import { type CheckOptions, checkForever } from './checks.ts'
 import type { Endpoint, Source } from './endpoint.ts'
 import { ALWAYS_UP, type Health, nextHealth, type State, UNCHECKED } from './health.ts'
@@ -188,7 +188,7 @@ function choose(
   const tier = tiers.findIndex(fits => members.some(fits))
   return {
     failedOpen: tier >= 2,
-    endpoints: members.map(member => status(member, tier !== -1 && tiers[tier](member))),
+    endpoints: members.map(member => status(member, tier !== -1 && tiers[tier]!(member))),
   }
 }
 

@@ -7,7 +7,7 @@ import { once } from 'node:events'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import { setTimeout as sleep } from 'node:timers/promises'
 import terminus from '@godaddy/terminus'
-import type { SocketAddress } from '../parse.ts'
+import type { SocketAddress } from '../address.ts'
 import type { Logger } from './log.ts'
 import type { Metrics, Sample } from './metrics.ts'
 

@@ -97,7 +97,7 @@ function acceptFirst(
   for (let step = 0; step < watched.length - 1; step++) {
     const i = 1 + ((first - 1 + step) % (watched.length - 1))
     if (!ready(i)) continue
-    const client = accept4(watched[i], SOCK_CLOEXEC)
+    const client = accept4(watched[i]!, SOCK_CLOEXEC)
     if (client >= 0) return client
     // No descriptors left, or shut down by the parent, which is about to say so: not again at once.
     if (client !== EAGAIN && client !== EINTR) pause(PAUSE_MS)
@@ -118,11 +118,11 @@ function pollSet(watched: readonly number[]): { fds: Uint8Array; ready: (i: numb
 
 function parentGone(): boolean {
   const { fds } = pollSet([CONTROL])
-  return poll(fds, 1, 0) > 0 && (fds[pollfd.at.revents] & POLLHUP) !== 0
+  return poll(fds, 1, 0) > 0 && (fds[pollfd.at.revents]! & POLLHUP) !== 0
 }
 
 if (import.meta.main) {
-  const orders: ChildOrders = JSON.parse(process.argv[2])
+  const orders: ChildOrders = JSON.parse(process.argv[2]!)
   const protocol: Protocol = (await import(orders.protocol.module))[orders.protocol.name]
   if (orders.listeners === 0) {
     tell(BUSY)

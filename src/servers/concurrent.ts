@@ -5,11 +5,13 @@
  */
 import type { Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { bindAll, openNothing, untilDeadline } from '../bind.ts'
+import { untilDeadline } from '../lifecycle.ts'
+import { bindAll, openNothing } from '../net/bind.ts'
+import { Listeners } from '../net/listeners.ts'
 import type { Protocol } from '../protocols.ts'
+import { sparingly } from '../say.ts'
 import { type Child, startChild } from './children.ts'
-import { Listeners } from './listeners.ts'
-import { type ChildState, type EchoService, type ServerOptions, sparingly } from './service.ts'
+import { type ChildState, countersOf, type EchoService, type ServerOptions } from './service.ts'
 
 const FORK_RETRY_MS = 250
 
@@ -66,7 +68,7 @@ export async function concurrent(protocol: Protocol, options: Options): Promise<
   }
 
   const listeners = new Listeners(options.maxChildren, connection => void serve(connection), say)
-  const counters = listeners.counters()
+  const counters = countersOf(listeners)
   const bound = await bindAll(options.listen, listeners.open, openNothing)
 
   return {

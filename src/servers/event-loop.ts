@@ -5,10 +5,11 @@
 import type { RemoteInfo, Socket as UdpSocket } from 'node:dgram'
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
-import { bindAll, MAX_QUEUED_OCTETS, openNothing, openUdp, udpSocket, untilDeadline } from '../bind.ts'
+import { untilDeadline } from '../lifecycle.ts'
+import { bindAll, MAX_QUEUED_OCTETS, openNothing, openUdp, udpSocket } from '../net/bind.ts'
+import { Listeners } from '../net/listeners.ts'
 import { NO_REPLY, type Protocol, SMALL_SERVICE_PORTS } from '../protocols.ts'
-import { Listeners } from './listeners.ts'
-import { type EchoCounters, type EchoService, models, type ServerOptions } from './service.ts'
+import { countersOf, type EchoCounters, type EchoService, models, type ServerOptions } from './service.ts'
 
 type Options = Pick<ServerOptions, 'listen' | 'idleMs' | 'maxConnections' | 'say'> &
   Partial<Pick<ServerOptions, 'transports'>> & {
@@ -34,7 +35,7 @@ export async function eventLoop(protocol: Protocol, options: Options): Promise<E
   }
   let whenIdle = () => {}
   const listeners = new Listeners(options.maxConnections, serve, options.say)
-  const counters = listeners.counters()
+  const counters = countersOf(listeners)
   const bound = await bindAll(
     options.listen,
     transports.includes('tcp') ? listeners.open : openNothing,

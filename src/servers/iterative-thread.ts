@@ -50,13 +50,13 @@ export function serveDatagrams(
       continue
     }
     if (blocked.has(portOfEncoded(peer))) {
-      counts[RESULTS.droppedLoop]++
+      counts[RESULTS.droppedLoop]!++
       continue
     }
     const reply = protocol.datagram(buffer, length)
     if (reply === NO_REPLY) continue
     const sent = sendto(fd, buffer, reply, 0, peer, peerLength[0])
-    counts[sent < 0 ? RESULTS.failed : RESULTS.echoed]++
+    counts[sent < 0 ? RESULTS.failed : RESULTS.echoed]!++
   }
 }
 

@@ -5,7 +5,8 @@
  */
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
-import { RECEIVE_BUFFER_OCTETS, untilDeadline } from '../bind.ts'
+import { untilDeadline } from '../lifecycle.ts'
+import { RECEIVE_BUFFER_OCTETS } from '../net/bind.ts'
 import { type Protocol, SMALL_SERVICE_PORTS } from '../protocols.ts'
 import { headers } from '../sys/layouts.ts'
 import { close, shutdown } from '../sys/libc.ts'
@@ -50,7 +51,7 @@ export async function iterative({ name, module }: Protocol, { listen }: Options)
   // Node aborts when it has to end a thread in the middle of binding its calls.
   await Promise.all(threads.map(({ ready }) => ready))
 
-  const total = (result: number) => threads.reduce((sum, { counts }) => sum + counts[result], 0)
+  const total = (result: number) => threads.reduce((sum, { counts }) => sum + counts[result]!, 0)
   return {
     name,
     addresses: sockets.map(({ address }) => address),

@@ -3,13 +3,14 @@
  * listening sockets, so a waiting client is accepted by the next idle child and the kernel keeps the order; the parent
  * touches no connection. pool-size.ts decides, child.ts serves. Compare with concurrent.ts.
  */
-import { untilDeadline } from '../bind.ts'
+import { untilDeadline } from '../lifecycle.ts'
+import { descriptorRoom } from '../net/listeners.ts'
 import type { Protocol } from '../protocols.ts'
+import { sparingly } from '../say.ts'
 import { headers } from '../sys/layouts.ts'
 import { close, shutdown } from '../sys/libc.ts'
 import { type Bound, listenTcp, queued } from '../sys/sockets.ts'
 import { type Child, startChild } from './children.ts'
-import { descriptorRoom } from './listeners.ts'
 import { BUSY, type ChildOrders } from './orders.ts'
 import { decide, died, newHistory, type PoolHistory } from './pool-size.ts'
 import {
@@ -19,7 +20,6 @@ import {
   type EchoService,
   noCounts,
   type ServerOptions,
-  sparingly,
 } from './service.ts'
 
 const TICK_MS = 1000

@@ -1,6 +1,9 @@
 /** What all server models are: what each is given, what each gives. */
-import type { SocketAddress } from '../parse.ts'
+import type { SocketAddress } from '../address.ts'
+import type { Service } from '../lifecycle.ts'
+import type { Listeners } from '../net/listeners.ts'
 import type { Protocol } from '../protocols.ts'
+import type { Say } from '../say.ts'
 
 export type Transport = 'udp' | 'tcp'
 
@@ -13,13 +16,6 @@ export const models = {
 } as const satisfies Record<string, readonly Transport[]>
 
 export type ModelName = keyof typeof models
-
-/** A running server. */
-export interface Service {
-  readonly name: string
-  /** Stops listening, finishes what is open, cuts it off when `deadline` aborts; resolves when all is closed. */
-  close(deadline: AbortSignal): Promise<void>
-}
 
 /** Monotonic since start, but for `active` and `waiting`. */
 export interface EchoCounters {
@@ -40,6 +36,17 @@ export const noCounts = (): EchoCounters => ({
   connections: 0,
   active: 0,
   waiting: 0,
+})
+
+/** Counters whose connections are those of `listeners` at the time of reading. */
+export const countersOf = (listeners: Listeners): EchoCounters => ({
+  ...noCounts(),
+  get active() {
+    return listeners.active
+  },
+  get waiting() {
+    return listeners.waiting
+  },
 })
 
 export type ChildState = 'starting' | 'idle' | 'busy' | 'stopping'
@@ -89,20 +96,7 @@ export interface ServerOptions {
   /** prefork: from one decision about the pool to the next; a second where nothing is said. */
   readonly tickMs?: number
   /** What an operator should know; never a line for each client. */
-  readonly say: (level: 'info' | 'warn' | 'error', message: string, details: object) => void
-}
-
-const SAY_AGAIN_MS = 60_000
-
-/** For what may happen with every client: the line is written at most once a minute. */
-export function sparingly(say: (details: object) => void): (details: object) => void {
-  let last = -Infinity
-  return details => {
-    const now = performance.now()
-    if (now - last < SAY_AGAIN_MS) return
-    last = now
-    say(details)
-  }
+  readonly say: Say
 }
 
 /** A factory of servers: resolves when every address listens; rejects with Node's error (`code`, `address`, `port`) if one cannot. */

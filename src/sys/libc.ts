@@ -5,7 +5,7 @@
  */
 import { getSystemErrorName } from 'node:util'
 import koffi from 'koffi'
-import type { SocketAddress } from '../parse.ts'
+import type { SocketAddress } from '../address.ts'
 import { headers } from './layouts.ts'
 
 /** In C. `ssize_t` is int64_t on both architectures; a pointer is a Buffer or typed array, null where C takes NULL. */

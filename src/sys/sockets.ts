@@ -1,6 +1,6 @@
 /** Sockets opened the Linux way, for servers that call `sys/libc` or share a descriptor. */
 import { constants } from 'node:os'
-import { isIpv6, type SocketAddress } from '../parse.ts'
+import { isIpv6, type SocketAddress } from '../address.ts'
 import { headers, layouts } from './layouts.ts'
 import {
   bind,
@@ -32,7 +32,7 @@ export function encodeAddress({ address, port }: SocketAddress): Buffer {
     return encoded
   }
   const [host, zone] = address.split('%')
-  groups(host).forEach((group, i) => {
+  groups(host!).forEach((group, i) => {
     encoded.writeUInt16BE(group, v6.at.sin6_addr + 2 * i)
   })
   if (zone) encoded.writeUInt32LE(scopeId(zone), v6.at.sin6_scope_id)
@@ -45,8 +45,8 @@ function groups(host: string): number[] {
     [a * 256 + +b, c * 256 + +d].map(n => n.toString(16)).join(':'),
   )
   const [head, tail] = hex.split('::').map(part => (part === '' ? [] : part.split(':')))
-  const zeros = Array(8 - head.length - (tail?.length ?? 0)).fill('0')
-  return [...head, ...zeros, ...(tail ?? [])].map(group => Number.parseInt(group, 16))
+  const zeros = Array(8 - head!.length - (tail?.length ?? 0)).fill('0')
+  return [...head!, ...zeros, ...(tail ?? [])].map(group => Number.parseInt(group, 16))
 }
 
 const scopeId = (zone: string): number => (/^\d+$/.test(zone) ? Number(zone) : interfaceIndex(zone))
@@ -72,7 +72,7 @@ export function portOf(fd: number): number {
 
 /** The port of an encoded address. */
 export const portOfEncoded = (encoded: Uint8Array): number =>
-  encoded[v4.at.sin_port] * 256 + encoded[v4.at.sin_port + 1]
+  encoded[v4.at.sin_port]! * 256 + encoded[v4.at.sin_port + 1]!
 
 const int = (value: number): Int32Array => Int32Array.of(value)
 

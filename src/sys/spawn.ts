@@ -73,7 +73,7 @@ export function spawnOn(
   } finally {
     calls().posix_spawn_file_actions_destroy(actions)
   }
-  return { pid: pid[0], pidfd: pidfdOpen(pid[0]) }
+  return { pid: pid[0]!, pidfd: pidfdOpen(pid[0]!) }
 }
 
 /** How a program has ended; undefined while it runs. Asked once its pidfd is readable: until then it is a zombie. */
@@ -83,8 +83,8 @@ export function ended({
   const status = new Int32Array(1)
   if (calls().waitpid(pid, status, headers.WNOHANG) !== pid) return undefined
   // WIFEXITED, WEXITSTATUS and WTERMSIG of <sys/wait.h>.
-  const number = status[0] & 0x7f
-  if (number === 0) return { code: (status[0] >> 8) & 0xff, signal: null }
+  const number = status[0]! & 0x7f
+  if (number === 0) return { code: (status[0]! >> 8) & 0xff, signal: null }
   const signal = Object.entries(constants.signals).find(([, value]) => value === number)?.[0]
   return { code: null, signal: signal ?? `signal ${number}` }
 }

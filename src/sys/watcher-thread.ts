@@ -19,7 +19,7 @@ function watch(epoll: number): void {
     const ready = epollWait(epoll, events, MAX_EVENTS, -1)
     if (ready !== errno('EINTR')) check(ready, 'epoll_wait')
     for (let i = 0; i < ready; i++) {
-      const token = events.readUInt32LE(i * size + at.data)
+      const token = events.readUInt32LE(i * size + at.data!)
       if (token === WAKE) return
       parentPort?.postMessage(token)
     }

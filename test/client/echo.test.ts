@@ -56,7 +56,7 @@ for (const transport of ['udp', 'tcp'] as const)
         const listen = [{ address, port: 0 }]
         const server = await eventLoop(echo, { listen, maxConnections: 9, idleMs: 9e4, say: () => {} })
         t.after(() => server.close(AbortSignal.abort()))
-        const session = await openEcho(transport, server.addresses[0], never)
+        const session = await openEcho(transport, server.addresses[0]!, never)
         t.after(() => session.close())
         for (const size of [1, 0, 1472, 65_507, 3]) {
           const payload = Buffer.alloc(size, `payload of ${size}`)

@@ -4,8 +4,8 @@ import { once } from 'node:events'
 import { type AddressInfo, createServer, type Socket } from 'node:net'
 import { type TestContext, test } from 'node:test'
 import { type LoadOptions, runLoad } from '../../src/client/load.ts'
-import { isFailure, type LoadResult, totals } from '../../src/client/load-report.ts'
 import { Payloads } from '../../src/client/payload.ts'
+import { isFailure, type LoadResult, totals } from '../../src/client/report.ts'
 import { type Answer, keep } from '../../src/client/resolve.ts'
 import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
@@ -34,7 +34,7 @@ async function echoServer(t: TestContext, address = '127.0.0.1') {
   const listen = [{ address, port: 0 }]
   const server = await eventLoop(echo, { listen, maxConnections: 9e9, idleMs: 9e4, say: () => {} })
   t.after(() => server.close(AbortSignal.abort()))
-  return { port: server.addresses[0].port, counters: server.counters }
+  return { port: server.addresses[0]!.port, counters: server.counters }
 }
 
 /** `answer` is given each datagram, its number from 1 on, and a way to reply. */
@@ -71,7 +71,7 @@ async function tcpServer(t: TestContext, serve: (socket: Socket, nth: number) =>
 
 const flipped = (octets: Buffer, at: number): Buffer => {
   const copy = Buffer.from(octets)
-  copy[at] ^= 1
+  copy[at]! ^= 1
   return copy
 }
 
@@ -89,7 +89,7 @@ for (const transport of ['udp', 'tcp'] as const) {
         assert.ok(sum.done > 0, `${size} octets`)
         assert.deepEqual(clean(sum), [0, 0, 0, 0], `${size} octets`)
         assert.equal(result.latency.count, sum.done)
-        assert.equal(result.replicas[0].connections, 3)
+        assert.equal(result.replicas[0]!.connections, 3)
         if (transport === 'udp') assert.equal(counters.datagrams - before, sum.done)
       }
     }
@@ -126,7 +126,7 @@ for (const transport of ['udp', 'tcp'] as const) {
       const { port } = await (transport === 'udp'
         ? tcpServer(t, () => {}).then(port => ({ port }))
         : udpServer(t, () => {}).then(port => ({ port })))
-      const enough = ({ replicas }: Pick<LoadResult, 'replicas'>) => replicas[0].failed > 3 && stop.abort()
+      const enough = ({ replicas }: Pick<LoadResult, 'replicas'>) => replicas[0]!.failed > 3 && stop.abort()
       const load = { ...defaults, transport, port, connections: 2, durationMs: FOR_LONG }
       const result = await runLoad(load, stop.signal, enough)
       const sum = totals(result)
@@ -182,7 +182,7 @@ test('a reply that comes after its time is late, no longer lost', options, async
     })
     const load = { ...defaults, port, size, timeoutMs: 300, durationMs: FOR_LONG }
     const result = await runLoad(load, stop.signal)
-    return { ...totals(result), connections: result.replicas[0].connections }
+    return { ...totals(result), connections: result.replicas[0]!.connections }
   }
   const ends = { wrong: 0, failed: 0, done: 2 }
   assert.deepEqual(await outcome(4), { ...ends, lost: 0, late: 1, connections: 1 })
@@ -235,7 +235,7 @@ test('a TCP stream that went wrong is closed and opened anew', options, async t 
   const load = { ...defaults, transport: 'tcp', port, timeoutMs: 500, durationMs: FOR_LONG } as const
   const result = await runLoad(load, stop.signal)
   assert.deepEqual(totals(result), { done: 1, lost: 1, wrong: 2, late: 0, failed: 3 })
-  assert.equal(result.replicas[0].connections, 4)
+  assert.equal(result.replicas[0]!.connections, 4)
 })
 
 test('a TCP server that resets does not stop the run', options, async t => {

@@ -10,8 +10,8 @@ import { dirname, join } from 'node:path'
 import { test } from 'node:test'
 import { promisify } from 'node:util'
 import { run as check } from '../../src/commands/check.ts'
-import { resolveOptions } from '../../src/commands/options.ts'
-import { UsageError } from '../../src/parse.ts'
+import { resolveOptions } from '../../src/commands/resolve-options.ts'
+import { UsageError } from '../../src/errors.ts'
 import { cli, has, portOf, run, start } from '../process.ts'
 
 const options = { timeout: 30_000 }
@@ -32,7 +32,7 @@ test('a replica is well over UDP, TCP and HTTP, by IPv4, IPv6 and name', options
     [`http://LOCALHOST:${admin}/readyz?verbose=1`, 'HTTP 200'],
   ]
   for (const [i, result] of (
-    await Promise.all(targets.map(([target]) => run(['check', target])))
+    await Promise.all(targets.map(([target]) => run(['check', target!])))
   ).entries()) {
     const [target, detail] = targets[i]
     assert.deepEqual(result, { code: 0, stdout: `ok: ${target}: ${detail}\n`, stderr: '' })

@@ -6,7 +6,6 @@ import { userInfo } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { TestContext } from 'node:test'
-import { cli, has, run, start } from '../process.ts'
 import {
   childrenOf,
   client,
@@ -26,7 +25,8 @@ import {
   told,
   udp,
   until,
-} from '../servers/inetd-client.ts'
+} from '../inetd/client.ts'
+import { cli, has, run, start } from '../process.ts'
 
 const me = userInfo().username
 const local = (port: number, host = '127.0.0.1') => (host === '::1' ? `[::1]:${port}` : `${host}:${port}`)
@@ -58,7 +58,7 @@ test('--verify says in plain words what each line does, opens nothing, and ends 
   const file = confFile(
     t,
     `# Comment.
-${cat(a)}
+${cat(a!)}
 127.0.0.1:${b} dgram udp wait ${me} /bin/true true
 127.0.0.1:${b} stream tcp nowait ${me} internal echo
 `,
@@ -90,40 +90,40 @@ const problems = (file: string, a: number) => [
 
 test('--verify names every bad line, and ends with 1', async t => {
   const [a, b, c] = await ports(3)
-  const file = confFile(t, bad(a, b, c))
+  const file = confFile(t, bad(a!, b!, c!))
   const { code, stdout, stderr } = await run(['inetd', '--verify', file])
   assert.deepEqual([code, stderr], [1, ''])
   const lines = stdout.split('\n').filter(Boolean)
   assert.equal(lines.length, 6)
-  for (const [i, start] of problems(file, a).entries())
-    assert.ok(lines[i + 1].startsWith(start), `${lines[i + 1]}\n${start}`)
+  for (const [i, start] of problems(file, a!).entries())
+    assert.ok(lines[i + 1]!.startsWith(start), `${lines[i + 1]}\n${start}`)
 })
 
 test('with bad lines the others work, and each is said', async t => {
   const [a, b, c] = await ports(3)
-  const server = await superserver(t, bad(a, b, c))
-  assert.equal(await talk(t, a, 'x'), 'x')
-  assert.equal(await talk(t, c, ''), 'hello\n')
+  const server = await superserver(t, bad(a!, b!, c!))
+  assert.equal(await talk(t, a!, 'x'), 'x')
+  assert.equal(await talk(t, c!, ''), 'hello\n')
   const said = errors(server)
   assert.equal(said.length, 4)
-  for (const [i, start] of problems(server.file, a).slice(0, 3).entries())
-    assert.ok(said[i].startsWith(start))
+  for (const [i, start] of problems(server.file, a!).slice(0, 3).entries())
+    assert.ok(said[i]!.startsWith(start))
 })
 
 test('five SIGHUPs in a row, each of which moves a service, fail no connection to an unchanged one', async t => {
   const [steady, ...moves] = await ports(7)
   const conf = (move: number) =>
-    cat(steady, '127.0.0.1', 'nowait.0') +
-    cat(steady, '::1', 'nowait.0') +
+    cat(steady!, '127.0.0.1', 'nowait.0') +
+    cat(steady!, '::1', 'nowait.0') +
     cat(move, '127.0.0.1') +
     cat(move, '::1')
-  const server = await superserver(t, conf(moves[0]))
+  const server = await superserver(t, conf(moves[0]!))
   const stop = new AbortController()
   const failures: unknown[] = []
   let done = 0
   const loop = async (host: string) => {
     while (!stop.signal.aborted) {
-      const got = await talk(t, steady, `${done}`, { host }).catch(error => error)
+      const got = await talk(t, steady!, `${done}`, { host }).catch(error => error)
       if (!/^\d+$/.test(String(got))) failures.push(got)
       done++
     }
@@ -134,7 +134,7 @@ test('five SIGHUPs in a row, each of which moves a service, fail no connection t
     await server.reload(conf(port))
     for (const host of ['127.0.0.1', '::1']) {
       assert.equal(await talk(t, port, 'moved', { host }), 'moved')
-      assert.equal(await refusal(moves[i], host), 'ECONNREFUSED')
+      assert.equal(await refusal(moves[i]!, host), 'ECONNREFUSED')
     }
     await until(() => done > before + 10)
   }
@@ -143,41 +143,41 @@ test('five SIGHUPs in a row, each of which moves a service, fail no connection t
   t.diagnostic(`${done} connections`)
   assert.deepEqual(failures, [])
   assert.deepEqual(errors(server), [])
-  assert.equal((await server.state())[`${steady}/tcp`].refused, 0)
+  assert.equal((await server.state())[`${steady}/tcp`]!.refused, 0)
 })
 
 test('five SIGHUPs at once, and the file that was written last is the one in force', async t => {
   const all = await ports(6)
-  const server = await superserver(t, cat(all[0]))
+  const server = await superserver(t, cat(all[0]!))
   for (const port of all.slice(1)) {
     writeFileSync(server.file, cat(port))
     process.kill(server.pid, 'SIGHUP')
   }
-  await until(() => inodeOf(all[5]) !== undefined)
-  assert.equal(await talk(t, all[5], 'last'), 'last')
+  await until(() => inodeOf(all[5]!) !== undefined)
+  assert.equal(await talk(t, all[5]!, 'last'), 'last')
   for (const port of all.slice(0, 5)) assert.equal(await refusal(port), 'ECONNREFUSED')
 })
 
 test('a file that cannot be read at SIGHUP leaves everything as it is', async t => {
   const [port] = await ports(1)
-  const server = await superserver(t, cat(port))
-  const inode = inodeOf(port)
-  const socket = await client(t, port)
+  const server = await superserver(t, cat(port!))
+  const inode = inodeOf(port!)
+  const socket = await client(t, port!)
   socket.write('before')
   await once(socket, 'data')
   await server.reload(undefined)
   assert.deepEqual(errors(server), ['cannot read the configuration: everything stays as it is'])
-  assert.equal(inodeOf(port), inode)
-  assert.equal(await talk(t, port, 'x'), 'x')
+  assert.equal(inodeOf(port!), inode)
+  assert.equal(await talk(t, port!, 'x'), 'x')
   socket.end(' and after')
   assert.equal(await socket.all, 'before and after')
   await server.reload('')
-  assert.equal(await refusal(port), 'ECONNREFUSED')
+  assert.equal(await refusal(port!), 'ECONNREFUSED')
 })
 
 test('several files are one configuration, and two lines for one socket are one too many', async t => {
   const [a, b] = await ports(2)
-  const files = [confFile(t, cat(a)), confFile(t, cat(b) + cat(a))]
+  const files = [confFile(t, cat(a!)), confFile(t, cat(b!) + cat(a!))]
   const { code, stdout } = await run(['inetd', '--verify', ...files])
   assert.equal(code, 1)
   assert.match(
@@ -191,17 +191,17 @@ test('a file with 500 entries is read, and read again', async t => {
   const server = await superserver(t, all.map(port => cat(port)).join(''))
   const ready = await server.line('configuration read')
   assert.deepEqual([ready.services, ready.bad], [500, 0])
-  const inode = inodeOf(all[499])
+  const inode = inodeOf(all[499]!)
   await server.reload(`\n${all.map(port => cat(port)).join('')}`)
-  assert.equal(inodeOf(all[499]), inode)
-  assert.equal(await talk(t, all[499], 'x'), 'x')
+  assert.equal(inodeOf(all[499]!), inode)
+  assert.equal(await talk(t, all[499]!, 'x'), 'x')
   assert.equal(Object.keys(await server.state()).length, 500)
 })
 
 test('a thousand connections leave no zombie and no descriptor', async t => {
   const [port] = await ports(1)
-  const server = await superserver(t, cat(port, '127.0.0.1', 'nowait.0'))
-  assert.equal(await talk(t, port, 'warm up'), 'warm up')
+  const server = await superserver(t, cat(port!, '127.0.0.1', 'nowait.0'))
+  assert.equal(await talk(t, port!, 'warm up'), 'warm up')
   // Keep-alive connections to the admin server come and go by themselves: only what is open for good counts.
   await until(() => childrenOf(server.pid).length === 0)
   const before = descriptorsOf(server.pid)
@@ -210,7 +210,7 @@ test('a thousand connections leave no zombie and no descriptor', async t => {
   const worker = async () => {
     while (left-- > 0) {
       const text = `connection ${left}`
-      assert.equal(await talk(t, port, text), text)
+      assert.equal(await talk(t, port!, text), text)
     }
   }
   await Promise.all(Array.from({ length: 16 }, worker))
@@ -226,13 +226,13 @@ test('a thousand connections leave no zombie and no descriptor', async t => {
 
 test('SIGTERM closes the listeners and lets programs finish; with the last one it ends', async t => {
   const [port] = await ports(1)
-  const server = await superserver(t, cat(port), ['--drain', '30s'])
-  const socket = await client(t, port)
+  const server = await superserver(t, cat(port!), ['--drain', '30s'])
+  const socket = await client(t, port!)
   socket.write('before')
   await once(socket, 'data')
   process.kill(server.pid, 'SIGTERM')
-  await until(() => inodeOf(port) === undefined)
-  assert.equal(await refusal(port), 'ECONNREFUSED')
+  await until(() => inodeOf(port!) === undefined)
+  assert.equal(await refusal(port!), 'ECONNREFUSED')
   socket.end(' and after')
   assert.equal(await socket.all, 'before and after')
   assert.deepEqual(await server.ended, { code: 0, signal: null })
@@ -240,8 +240,8 @@ test('SIGTERM closes the listeners and lets programs finish; with the last one i
 
 test('after --drain programs that still run are ended, and so is inetd', async t => {
   const [port] = await ports(1)
-  const server = await superserver(t, cat(port), ['--drain', '300ms'])
-  const socket = await client(t, port)
+  const server = await superserver(t, cat(port!), ['--drain', '300ms'])
+  const socket = await client(t, port!)
   socket.write('x')
   await once(socket, 'data')
   const [{ pid }] = childrenOf(server.pid)
@@ -254,12 +254,12 @@ test('after --drain programs that still run are ended, and so is inetd', async t
 test('the admin server has probes, a row for each service, and metrics', async t => {
   const [port, off] = await ports(2)
   const failing = `127.0.0.1:${off} stream tcp nowait.1 ${me} /bin/false false\n`
-  const server = await superserver(t, cat(port) + failing)
-  const socket = await client(t, port)
+  const server = await superserver(t, cat(port!) + failing)
+  const socket = await client(t, port!)
   socket.write('x')
   await once(socket, 'data')
-  await talk(t, off, '')
-  await talk(t, off, '')
+  await talk(t, off!, '')
+  await talk(t, off!, '')
   const url = `http://127.0.0.1:${server.admin}`
   await until(() => childrenOf(server.pid).length === 1)
   assert.equal((await fetch(`${url}/livez`)).status, 200)
@@ -269,8 +269,8 @@ test('the admin server has probes, a row for each service, and metrics', async t
   assert.deepEqual(await (await fetch(`${url}/state`)).json(), {
     files: [server.file],
     services: [
-      { ...row, service: `${port}/tcp`, sockets: sockets(port), state: 'listening', running: 1 },
-      { ...row, service: `${off}/tcp`, sockets: sockets(off), state: 'off', refused: 1, failed: 1 },
+      { ...row, service: `${port}/tcp`, sockets: sockets(port!), state: 'listening', running: 1 },
+      { ...row, service: `${off}/tcp`, sockets: sockets(off!), state: 'off', refused: 1, failed: 1 },
     ],
   })
   const metrics = await (await fetch(`${url}/metrics`)).text()
@@ -293,34 +293,34 @@ test('the admin server has probes, a row for each service, and metrics', async t
 
 test('--max-children 2 with three clients: the third waits, and is served when there is room', async t => {
   const [port] = await ports(1)
-  const server = await superserver(t, cat(port), ['--max-children', '2'])
-  const [a, b, c] = [await client(t, port), await client(t, port), await client(t, port)]
+  const server = await superserver(t, cat(port!), ['--max-children', '2'])
+  const [a, b, c] = [await client(t, port!), await client(t, port!), await client(t, port!)]
   for (const socket of [a, b, c]) socket.write('hello')
   await Promise.all([once(a, 'data'), once(b, 'data')])
   assert.equal(c.soFar(), '')
-  assert.equal((await server.state())[`${port}/tcp`].running, 2)
+  assert.equal((await server.state())[`${port}/tcp`]!.running, 2)
   a.end()
   await once(c, 'data')
   assert.equal(c.soFar(), 'hello')
-  assert.equal((await server.state())[`${port}/tcp`].refused, 0)
+  assert.equal((await server.state())[`${port}/tcp`]!.refused, 0)
   b.end()
   c.end()
 })
 
 test('--max-per-ip and --rate-per-ip close the connections over them', async t => {
   const [port] = await ports(1)
-  await superserver(t, cat(port), ['--max-per-ip', '1', '--rate-per-ip', '2'])
-  const a = await client(t, port)
+  await superserver(t, cat(port!), ['--max-per-ip', '1', '--rate-per-ip', '2'])
+  const a = await client(t, port!)
   a.write('a')
   await once(a, 'data')
-  assert.equal(await (await client(t, port)).all, '')
+  assert.equal(await (await client(t, port!)).all, '')
   a.end()
-  assert.equal(await talk(t, port, 'x', { localAddress: '127.0.0.3' }), 'x')
+  assert.equal(await talk(t, port!, 'x', { localAddress: '127.0.0.3' }), 'x')
   let second = ''
   // The first program has ended some time after its client.
-  for (let i = 0; i < 100 && second === ''; i++) second = await talk(t, port, 'b')
+  for (let i = 0; i < 100 && second === ''; i++) second = await talk(t, port!, 'b')
   assert.equal(second, 'b')
-  assert.equal(await (await client(t, port)).all, '')
+  assert.equal(await (await client(t, port!)).all, '')
 })
 
 test('echo --stdio serves behind inetd in all three ways', async t => {
@@ -335,15 +335,15 @@ test('echo --stdio serves behind inetd in all three ways', async t => {
   )
   const peer = await udp(t)
   const [one, two, three] = await Promise.all([
-    talk(t, nowait, 'connection'),
-    talk(t, wait, 'listener'),
-    peer.ask('datagram', datagrams),
+    talk(t, nowait!, 'connection'),
+    talk(t, wait!, 'listener'),
+    peer.ask('datagram', datagrams!),
   ])
   assert.deepEqual([one, two, String(three)], ['connection', 'listener', 'datagram'])
-  assert.equal(await talk(t, wait, 'again'), 'again')
-  assert.equal(String(await peer.ask('again', datagrams)), 'again')
+  assert.equal(await talk(t, wait!, 'again'), 'again')
+  assert.equal(String(await peer.ask('again', datagrams!)), 'again')
   await until(() => childrenOf(server.pid).length === 0)
-  assert.equal(await talk(t, wait, 'from another'), 'from another')
+  assert.equal(await talk(t, wait!, 'from another'), 'from another')
   const states = Object.values(await server.state()).map(({ failed }) => failed)
   assert.deepEqual(states, [0, 0, 0])
 })
@@ -354,9 +354,9 @@ test('the shell’s view: ls, id and env', async t => {
     t,
     `127.0.0.1:${port} stream tcp nowait ${me} /bin/sh sh -c "ls -l /proc/self/fd; id; env"`,
   )
-  const text = await talk(t, port, '')
+  const text = await talk(t, port!, '')
   // The listing itself needs one more.
-  const fds = [...text.matchAll(/ (\d+) -> (\S+)/g)].map(([, fd, what]) => [fd, what.replace(/\d+/g, 'N')])
+  const fds = [...text.matchAll(/ (\d+) -> (\S+)/g)].map(([, fd, what]) => [fd, what!.replace(/\d+/g, 'N')])
   assert.deepEqual(fds.slice(0, 3), [
     ['0', 'socket:[N]'],
     ['1', 'socket:[N]'],
@@ -384,7 +384,7 @@ test(
     const line = (port: number, user: string) => `127.0.0.1:${port} stream tcp nowait ${user} ${tell} tell\n`
     const server = await superserver(
       t,
-      line(a, 'nobody') + line(b, 'root:daemon') + line(c, 'daemon.nogroup') + line(d, 'nobody:no-group'),
+      line(a!, 'nobody') + line(b!, 'root:daemon') + line(c!, 'daemon.nogroup') + line(d!, 'nobody:no-group'),
     )
     const rows = (file: string) =>
       new Map(
@@ -398,14 +398,14 @@ test(
       const [user, , , , group] = String(told(await talk(t, port, '')).ids).split(' ')
       return [Number(user), Number(group)]
     }
-    assert.deepEqual(await ids(a), [uid('nobody'), Number(rows('/etc/passwd').get('nobody')?.[3])])
-    assert.deepEqual(await ids(b), [0, gid('daemon')])
-    assert.deepEqual(await ids(c), [uid('daemon'), gid('nogroup')])
+    assert.deepEqual(await ids(a!), [uid('nobody'), Number(rows('/etc/passwd').get('nobody')?.[3])])
+    assert.deepEqual(await ids(b!), [0, gid('daemon')])
+    assert.deepEqual(await ids(c!), [uid('daemon'), gid('nogroup')])
     assert.equal(errors(server).length, 1)
-    assert.match(errors(server)[0], /there is no group "no-group" in \/etc\/group$/)
+    assert.match(errors(server)[0]!, /there is no group "no-group" in \/etc\/group$/)
     if (!who) return t.diagnostic(noMember)
-    await server.reload(line(a, who.name))
-    assert.equal(told(await talk(t, a, '')).groups, who.groups)
+    await server.reload(line(a!, who.name))
+    assert.equal(told(await talk(t, a!, '')).groups, who.groups)
   },
   root ? false : 'only root can start programs as somebody else',
 )
@@ -420,7 +420,7 @@ test(
     const conf = (user: string, port: number) => `127.0.0.1:${port} stream tcp nowait ${user} /bin/cat cat\n`
     const file = confFile(
       t,
-      `${conf('nobody', a)}${conf('daemon', b)}127.0.0.1:${b} dgram udp wait root internal echo\n`,
+      `${conf('nobody', a!)}${conf('daemon', b!)}127.0.0.1:${b} dgram udp wait root internal echo\n`,
     )
     chmodSync(file, 0o644)
     const child = spawn(process.execPath, [cli, 'inetd', file, '--admin', '127.0.0.1:0'], {
@@ -438,9 +438,9 @@ test(
     })
     await until(() => log.includes('inetd ready'))
     assert.match(log, /Cannot run \d+: only root may start programs as daemon, and this is nobody"/)
-    assert.equal(await talk(t, a, 'x'), 'x')
-    assert.equal(String(await (await udp(t)).ask('internal', b)), 'internal')
-    assert.equal(await refusal(b), 'ECONNREFUSED')
+    assert.equal(await talk(t, a!, 'x'), 'x')
+    assert.equal(String(await (await udp(t)).ask('internal', b!)), 'internal')
+    assert.equal(await refusal(b!), 'ECONNREFUSED')
   },
   nobodyCan ? false : 'needs root, and a checkout that the user nobody may read',
 )
@@ -457,9 +457,9 @@ test('clients of chargen that never read cost no memory, and nobody else a thing
 `,
   )
   const before = rssMib(server.pid)
-  const deaf = await Promise.all(Array.from({ length: 20 }, () => client(t, port)))
+  const deaf = await Promise.all(Array.from({ length: 20 }, () => client(t, port!)))
   for (const socket of deaf) socket.pause()
-  for (let i = 0; i < 100; i++) assert.equal(await talk(t, echo, `${i}`), `${i}`)
+  for (let i = 0; i < 100; i++) assert.equal(await talk(t, echo!, `${i}`), `${i}`)
   const after = rssMib(server.pid)
   t.diagnostic(`from ${before.toFixed()} to ${after.toFixed()} MiB`)
   assert.ok(after - before < 64)
@@ -469,10 +469,10 @@ test('clients of chargen that never read cost no memory, and nobody else a thing
 test('SIGHUP while it starts is heeded after the start, and it is not ready before', async t => {
   const [admin, ...all] = await ports(301)
   const file = confFile(t, all.map(port => cat(port)).join(''))
-  const server = start(t, ['inetd', file, '--admin', local(admin)])
+  const server = start(t, ['inetd', file, '--admin', local(admin!)])
   const seen = new Set<number>()
   for (let hups = 0; hups < 3; ) {
-    const response = await fetch(`http://${local(admin)}/readyz`).catch(() => undefined)
+    const response = await fetch(`http://${local(admin!)}/readyz`).catch(() => undefined)
     if (!response) continue
     seen.add(response.status)
     process.kill(server.pid, 'SIGHUP')
@@ -481,23 +481,23 @@ test('SIGHUP while it starts is heeded after the start, and it is not ready befo
   await server.line('inetd ready')
   await until(() => server.lines.filter(({ msg }) => msg === 'configuration read').length === 4)
   assert.ok([...seen].every(status => status === 503 || status === 200))
-  assert.equal((await fetch(`http://${local(admin)}/readyz`)).status, 200)
-  assert.equal(await talk(t, all[299], 'served'), 'served')
+  assert.equal((await fetch(`http://${local(admin!)}/readyz`)).status, 200)
+  assert.equal(await talk(t, all[299]!, 'served'), 'served')
 })
 
 test('SIGHUP while programs finish opens nothing again', async t => {
   const [port] = await ports(1)
-  const server = await superserver(t, cat(port), ['--drain', '20s'])
-  const socket = await client(t, port)
+  const server = await superserver(t, cat(port!), ['--drain', '20s'])
+  const socket = await client(t, port!)
   socket.write('x')
   await once(socket, 'data')
   process.kill(server.pid, 'SIGTERM')
   await server.line(line => line.msg.startsWith('closing'))
-  await until(() => inodeOf(port) === undefined)
+  await until(() => inodeOf(port!) === undefined)
   process.kill(server.pid, 'SIGHUP')
   socket.write('y')
   await once(socket, 'data')
-  assert.equal(await refusal(port), 'ECONNREFUSED')
+  assert.equal(await refusal(port!), 'ECONNREFUSED')
   socket.end()
   assert.equal((await server.ended).code, 0)
   assert.equal(server.lines.filter(({ msg }) => msg === 'configuration read').length, 1)
@@ -505,8 +505,8 @@ test('SIGHUP while programs finish opens nothing again', async t => {
 
 test('services share the descriptors that there are: clients wait, none is closed', async t => {
   const [one, two, copy] = await ports(3)
-  const internal = [one, two].map(port => `${local(port)} stream tcp nowait ${me} internal echo\n`)
-  const file = confFile(t, internal.join('') + cat(copy))
+  const internal = [one, two].map(port => `${local(port!)} stream tcp nowait ${me} internal echo\n`)
+  const file = confFile(t, internal.join('') + cat(copy!))
   const verb = 'ulimit -n 120 && exec "$0" "$1" inetd "$2" --admin 127.0.0.1:0'
   const child = spawn('sh', ['-c', verb, process.execPath, cli, file], {
     stdio: ['ignore', 'pipe', 'inherit'],
@@ -524,7 +524,7 @@ test('services share the descriptors that there are: clients wait, none is close
     socket.write('x')
     sockets.push(socket)
   }
-  assert.equal(await talk(t, copy, 'a program too'), 'a program too')
+  assert.equal(await talk(t, copy!, 'a program too'), 'a program too')
   // Each ends when it has been served, and makes room for another.
   await Promise.all(
     sockets.map(async socket => {
@@ -558,8 +558,8 @@ test(
     ]
     const server = await superserver(t, `${lines.join('\n')}\n`, [], { LD_PRELOAD: library })
     assert.deepEqual(errors(server), [])
-    for (const port of [one, two]) assert.equal(await talk(t, port, 'IPv4'), 'IPv4')
-    assert.equal(await refusal(one, '::1'), 'ECONNREFUSED')
+    for (const port of [one, two]) assert.equal(await talk(t, port!, 'IPv4'), 'IPv4')
+    assert.equal(await refusal(one!, '::1'), 'ECONNREFUSED')
   },
   !has('cc') && 'no cc',
 )

@@ -4,7 +4,7 @@ import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { type TestContext, test } from 'node:test'
 import { stripVTControlCharacters } from 'node:util'
-import type { toJson } from '../../src/client/load-report.ts'
+import type { toJson } from '../../src/client/report.ts'
 import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
 import { commonPort } from '../common-port.ts'
@@ -24,7 +24,7 @@ async function echoServers(t: TestContext, addresses: readonly string[], port: n
   const listen = addresses.map(address => ({ address, port }))
   const server = await eventLoop(echo, { listen, maxConnections: 999, idleMs: 9e4, say: () => {} })
   t.after(() => server.close(AbortSignal.abort()))
-  return { port: `${server.addresses[0].port}`, counters: server.counters }
+  return { port: `${server.addresses[0]!.port}`, counters: server.counters }
 }
 
 /** A DNS server for `NAME` over these addresses, whether anybody is there or not. */
@@ -74,8 +74,8 @@ test('--json prints one object whose numbers add up, and nothing else', options,
     assert.partialDeepStrictEqual(json, { ...asked, sizeOctets: 100, seed: 7, durationMs: 300, dns: null })
     assert.partialDeepStrictEqual(json, { lost: 0, wrong: 0, late: 0, failed: 0, behind: 0, unsent: 0 })
     const [replica] = json.replicas
-    assert.deepEqual([json.replicas.length, replica.connections, replica.done], [1, 3, json.done])
-    assert.equal(replica.shareOfOperations, 1)
+    assert.deepEqual([json.replicas.length, replica!.connections, replica!.done], [1, 3, json.done])
+    assert.equal(replica!.shareOfOperations, 1)
     assert.ok(json.done > 0 && json.elapsedMs >= 290)
     assert.ok(Math.abs(json.operationsPerSecond - (json.done * 1000) / json.elapsedMs) < 1)
     const { p50, p90, p99, p999, max } = json.latencyMs as NonNullable<Json['latencyMs']>
@@ -126,8 +126,8 @@ test('a replica that is not there fails, and its clients ask anew and go on', op
   const { code, stdout } = await run(['load', ...dns, ...args, NAME])
   const [dead, ...well] = parse(stdout).replicas
   assert.equal(code, 0)
-  assert.ok(dead.failed >= 2 && dead.failed === dead.connections && dead.done === 0, stdout)
-  assert.equal(well[0].connections + well[1].connections, 6)
+  assert.ok(dead!.failed >= 2 && dead!.failed === dead!.connections && dead!.done === 0, stdout)
+  assert.equal(well[0]!.connections + well[1]!.connections, 6)
   assert.ok(well.every(({ done, failed }) => done > 0 && failed === 0))
 })
 
@@ -136,13 +136,13 @@ test('the table is for people: what was run, how it went, a line for each replic
   const args = ['--rate', '200', '--connections', '4', '--outstanding', '50', '--duration', '500ms']
   const { code, stdout, stderr } = await run(['load', ...args, '--port', port, '127.0.0.1'])
   const [what, how, behind, latency, , header, replica, , even] = stdout.split('\n')
-  assert.match(what, new RegExp(`^udp 127\\.0\\.0\\.1 port ${port}, 32 octets, open loop of 200/s, 4 conn`))
-  assert.match(how, /^\d+ operations\/s for 0\.5 s: 100 done, 0 lost, 0 wrong, 0 late, 0 failed$/)
-  assert.match(behind, /^\d+ were sent over 1 ms behind their time, 0 never$/)
-  assert.match(latency, /^latency in ms: p50 .* p99\.9 .* max /)
-  assert.match(header, /^replica +connections +operations +share % +p50 ms +p99 ms +max ms$/)
-  assert.match(replica, /^127\.0\.0\.1 +4 +100 +100\.0 /)
-  assert.match(even, /^evenness of connections: χ² 0\.00 \(degrees of freedom: 0\), max\/mean 1\.00$/)
+  assert.match(what!, new RegExp(`^udp 127\\.0\\.0\\.1 port ${port}, 32 octets, open loop of 200/s, 4 conn`))
+  assert.match(how!, /^\d+ operations\/s for 0\.5 s: 100 done, 0 lost, 0 wrong, 0 late, 0 failed$/)
+  assert.match(behind!, /^\d+ were sent over 1 ms behind their time, 0 never$/)
+  assert.match(latency!, /^latency in ms: p50 .* p99\.9 .* max /)
+  assert.match(header!, /^replica +connections +operations +share % +p50 ms +p99 ms +max ms$/)
+  assert.match(replica!, /^127\.0\.0\.1 +4 +100 +100\.0 /)
+  assert.match(even!, /^evenness of connections: χ² 0\.00 \(degrees of freedom: 0\), max\/mean 1\.00$/)
   assert.deepEqual([code, stderr], [0, ''])
 })
 
@@ -217,6 +217,6 @@ test('on a terminal a line of progress is rewritten each second and cleared at t
   const [code] = await once(terminal, 'close')
   assert.equal(code, 0, shown)
   const [progress, ...rest] = shown.split('\r\x1b[K')
-  assert.match(stripVTControlCharacters(progress), /^\r1 s: [\d,]+ operations\/s; [\d,]+ done, 0 lost, /)
+  assert.match(stripVTControlCharacters(progress!), /^\r1 s: [\d,]+ operations\/s; [\d,]+ done, 0 lost, /)
   assert.match(rest.join(''), /^udp 127\.0\.0\.1 /)
 })

@@ -46,7 +46,7 @@ async function echoServer(t: TestContext, address: string) {
   const listen = [{ address, port: 0 }]
   const server = await eventLoop(echo, { listen, maxConnections: 9, idleMs: 9e4, say: () => {} })
   t.after(() => server.close(AbortSignal.abort()))
-  return { port: `${server.addresses[0].port}`, counters: server.counters }
+  return { port: `${server.addresses[0]!.port}`, counters: server.counters }
 }
 
 test('each message comes back in a line of its own, over UDP unless --tcp is given', options, async t => {
@@ -106,7 +106,7 @@ test('a late reply of one message is not taken for the reply of the next', optio
   const peers: RemoteInfo[] = []
   const udp = await udpServer(t, (message, reply, peer) => {
     if (peers.push(peer as RemoteInfo) === 1) return
-    udp.socket.send('one', peers[0].port, peers[0].address, () => reply(message))
+    udp.socket.send('one', peers[0]!.port, peers[0]!.address, () => reply(message))
   })
   const tcp = await tcpServer(t, (socket, nth) => {
     if (nth === 2) socket.pipe(socket)
@@ -218,7 +218,7 @@ test('--dns asks our own server: A first, AAAA where there is no A, and nothing 
     ['six.roundelay.test', v6, `[::1]:${v6}`],
     ['127.0.0.1', v4, `127.0.0.1:${v4}`],
   ]) {
-    const { code, stdout } = await run(['send', '-v', ...dns, '--port', port, name, 'hello'])
+    const { code, stdout } = await run(['send', '-v', ...dns, '--port', port!, name!, 'hello'])
     assert.ok(stdout.startsWith(`[5 bytes] hello  from ${from} udp in `), stdout)
     assert.equal(code, 0)
   }

@@ -30,7 +30,7 @@ test('a block is painted over whole, also where its lines wrap, and is never hig
     [10, 2],
     [0, 0],
   ]) {
-    const { screen, written } = terminal(columns, rows)
+    const { screen, written } = terminal(columns!, rows!)
     const lines = [
       '',
       'x'.repeat(50),
@@ -41,15 +41,15 @@ test('a block is painted over whole, also where its lines wrap, and is never hig
     ]
     screen.show(lines)
     screen.show(lines)
-    const block = written[0].split('\n').slice(0, -1)
+    const block = written[0]!.split('\n').slice(0, -1)
     const height = block.reduce(
       (sum, line) => sum + Math.max(1, Math.ceil(stripVTControlCharacters(line).length / (columns || 80))),
       0,
     )
-    assert.equal(upOf(written[1]), height, `${columns}×${rows}`)
+    assert.equal(upOf(written[1]!), height, `${columns}×${rows}`)
     assert.ok(height < (rows || 24), `${columns}×${rows}`)
     screen.print('a line of the log')
-    assert.ok(written[2].endsWith(`a line of the log\n${written[0]}`))
+    assert.ok(written[2]!.endsWith(`a line of the log\n${written[0]}`))
   }
 })
 

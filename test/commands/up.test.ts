@@ -65,7 +65,7 @@ test('up starts three replicas that take exact turns in front', async t => {
   for (let i = 0; i < 300; i++) {
     const [first, ...others] = await look()
     assert.equal(others.length, 2)
-    firsts[first] = (firsts[first] ?? 0) + 1
+    firsts[first!] = (firsts[first!] ?? 0) + 1
   }
   assert.deepEqual(firsts, { '127.0.1.1': 100, '127.0.1.2': 100, '127.0.1.3': 100 })
 })
@@ -75,18 +75,18 @@ test('a killed replica leaves the answer, is not revived, and comes back when st
   const [victim] = pids()
   const address = farm.lines.find(line => line.msg === 'echo replica ready' && line.pid === victim)?.listen
   const gone = String(address).split(':')[0]
-  process.kill(victim, 'SIGKILL')
+  process.kill(victim!, 'SIGKILL')
   const ended = await farm.line(`replica ${gone} ended`)
   assert.equal(ended.by, 'SIGKILL')
-  await farm.line(isDown(gone))
-  await until(async () => !(await look()).includes(gone))
+  await farm.line(isDown(gone!))
+  await until(async () => !(await look()).includes(gone!))
   assert.equal((await look()).length, 2)
   assert.equal(pids().length, 3)
 
   const [, , ...args] = String(ended.startAgain).split(' ')
   const again = start(t, args)
   await again.line('echo replica ready')
-  await until(async () => (await look()).includes(gone))
+  await until(async () => (await look()).includes(gone!))
 })
 
 for (const signal of ['SIGTERM', 'SIGINT'] as const)
@@ -210,9 +210,9 @@ test('/state tells of every replica, and the metrics of who was first', async t 
   await look()
   const state = await (await fetch(`http://127.0.0.1:${admin}/state`)).json()
   const [service] = (state as { services: { service: string; endpoints: Endpoint[] }[] }).services
-  assert.equal(service.service, 'echo.roundelay.test')
+  assert.equal(service!.service, 'echo.roundelay.test')
   assert.deepEqual(
-    service.endpoints.map(e => [e.address, e.state, e.first]),
+    service!.endpoints.map(e => [e.address, e.state, e.first]),
     [
       ['127.0.1.1', 'up', 2],
       ['127.0.1.2', 'up', 1],

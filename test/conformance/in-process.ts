@@ -44,7 +44,7 @@ export async function serve(
     return closing
   }
   t.after(() => closeOnce(AbortSignal.abort()))
-  return Object.assign(service, { port: service.addresses[0].port, said, close: closeOnce })
+  return Object.assign(service, { port: service.addresses[0]!.port, said, close: closeOnce })
 }
 
 /** The processes that the models in this process have made and that have not been reaped. */

@@ -84,7 +84,7 @@ for (const [i, kind] of (why ? [] : theirs).entries())
     const seen = await observe(t, kind, `127.0.0.${72 + i}`)
     assert.ok(ourOwn, 'ours did not get through')
     for (const [what, found] of Object.entries(seen)) {
-      const listed = differences[kind.name][what]
+      const listed = differences[kind.name]![what]
       if (found === ourOwn[what]) continue
       t.diagnostic(`${what}: ${JSON.stringify(found)}, ours: ${JSON.stringify(ourOwn[what])}`)
       assert.equal(found, listed ?? ourOwn[what], what)

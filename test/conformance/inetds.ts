@@ -5,7 +5,6 @@ import { accessSync, chmodSync, constants, lstatSync, rmSync, writeFileSync } fr
 import { basename, join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { cli } from '../process.ts'
 import {
   childrenOf,
   client,
@@ -18,7 +17,8 @@ import {
   told,
   udp,
   until,
-} from '../servers/inetd-client.ts'
+} from '../inetd/client.ts'
+import { cli } from '../process.ts'
 
 export interface Kind {
   readonly name: string
@@ -107,10 +107,13 @@ ${host}:${userPort} stream tcp nowait nobody ${tell} tell
 ${host}:${orphanPort} stream tcp nowait root /bin/cat cat
 ${unix} stream unix nowait nobody /bin/cat cat
 `
-  writeFileSync(file, conf(moveFrom))
+  writeFileSync(file, conf(moveFrom!))
   chmodSync(file, 0o644)
   const [command, ...args] = kind.argv
-  const child: ChildProcess = spawn(command, [...args, file], { cwd: '/', stdio: ['ignore', 'pipe', 'pipe'] })
+  const child: ChildProcess = spawn(command!, [...args, file], {
+    cwd: '/',
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
   let output = ''
   child.stdout?.on('data', data => {
     output += data
@@ -136,7 +139,7 @@ ${unix} stream unix nowait nobody /bin/cat cat
       await sleep(10)
     }
   }
-  await eventually(() => listens(orphanPort))
+  await eventually(() => listens(orphanPort!))
   // Not to count in what is seen below.
   const say = (port: number | string, text: string) =>
     talk(t, port, text, typeof port === 'string' ? {} : { host })
@@ -172,10 +175,11 @@ ${unix} stream unix nowait nobody /bin/cat cat
   await until(() => stream.soFar().length > 20_000)
   stream.destroy()
   const lines = stream.soFar().split('\r\n').slice(0, 200)
-  seen['chargen/tcp, the first line'] = lines[0]
+  seen['chargen/tcp, the first line'] = lines[0]!
   seen['chargen/tcp, all lines'] = lines
     .every(
-      (line, i) => line.length === 72 && (lines[0] + lines[0]).length > 0 && line === lineAfter(lines[0], i),
+      (line, i) =>
+        line.length === 72 && (lines[0]! + lines[0]!).length > 0 && line === lineAfter(lines[0]!, i),
     )
     .toString()
   await attempt('chargen/udp, octets', async () => `${(await answerTo('', 19)).length}`)
@@ -224,14 +228,14 @@ ${unix} stream unix nowait nobody /bin/cat cat
   await attempt('tcpmux, no line', async () => JSON.stringify(await say(1, '')))
 
   // Programs.
-  await attempt('nowait', () => say(catPort, 'hello'))
-  await attempt('nowait, over ::1', () => talk(t, catPort, 'hello', { host: '::1' }))
+  await attempt('nowait', () => say(catPort!, 'hello'))
+  await attempt('nowait, over ::1', () => talk(t, catPort!, 'hello', { host: '::1' }))
   await attempt('wait: the same program twice, then another', async () => {
     const pids: string[] = []
     for (const text of ['a', 'b', 'c', 'd']) {
-      const [, pid, rest] = /^(\d+) (.*)$/.exec(await say(acceptPort, text)) ?? []
+      const [, pid, rest] = /^(\d+) (.*)$/.exec(await say(acceptPort!, text)) ?? []
       if (rest !== text) return `${rest} for ${text}`
-      pids.push(pid)
+      pids.push(pid!)
     }
     return pids.map(pid => pids.indexOf(pid)).join(' ')
   })
@@ -239,13 +243,13 @@ ${unix} stream unix nowait nobody /bin/cat cat
     const pids: string[] = []
     const peer = await udp(t)
     for (const text of ['a', 'b', 'c', 'd']) {
-      const [, pid, rest] = /^(\d+) (.*)$/.exec(String(await peer.askAt(host, text, datagramPort))) ?? []
+      const [, pid, rest] = /^(\d+) (.*)$/.exec(String(await peer.askAt(host, text, datagramPort!))) ?? []
       if (rest !== text) return `${rest} for ${text}`
-      pids.push(pid)
+      pids.push(pid!)
     }
     return pids.map(pid => pids.indexOf(pid)).join(' ')
   })
-  const own = told(await say(tellPort, ''))
+  const own = told(await say(tellPort!, ''))
   for (const field of ['fds', 'same', 'blocking', 'ids', 'groups', 'ignored', 'blocked', 'cwd'])
     seen[`program: ${field}`] = String(own[field])
   const { PATH, ...env } = own.env
@@ -253,11 +257,11 @@ ${unix} stream unix nowait nobody /bin/cat cat
   seen['program: variables of the connection'] = Object.keys(env)
     .filter(name => /^(PROTO|(TCP|UDP)(LOCAL|REMOTE))/.test(name))
     .join(' ')
-  const user = told(await say(userPort, ''))
+  const user = told(await say(userPort!, ''))
   for (const field of ['ids', 'groups']) seen[`program of nobody: ${field}`] = String(user[field])
-  await attempt('a program that is missing', async () => JSON.stringify(await say(missingPort, '')))
-  await attempt('after a bad line', () => say(catPort, 'works'))
-  await attempt('a bad line', async () => (await refusal(badPort, host)) ?? 'listens')
+  await attempt('a program that is missing', async () => JSON.stringify(await say(missingPort!, '')))
+  await attempt('after a bad line', () => say(catPort!, 'works'))
+  await attempt('a bad line', async () => (await refusal(badPort!, host)) ?? 'listens')
   await attempt('unix', () => say(unix, 'hello'))
   const socketFile = lstatSync(unix, { throwIfNoEntry: false })
   seen['unix: mode and owner'] = socketFile
@@ -267,31 +271,31 @@ ${unix} stream unix nowait nobody /bin/cat cat
   // Looping.
   await attempt('over .3 a minute', async () => {
     const all = []
-    for (let i = 0; i < 5; i++) all.push((await say(loopPort, 'x').catch(error => error.code)) || 'closed')
+    for (let i = 0; i < 5; i++) all.push((await say(loopPort!, 'x').catch(error => error.code)) || 'closed')
     return all.join(' ')
   })
   const peer = await udp(t)
-  peer.sendTo(host, 'never read', deafPort)
+  peer.sendTo(host, 'never read', deafPort!)
   await attempt('a datagram that nobody reads', async () => {
     let most = 0
     for (let i = 0; i < 10; i++) {
       await sleep(20)
       most = Math.max(most, childrenOf(pid).filter(({ state }) => state === 'Z').length)
     }
-    return most > 1 ? 'zombies' : await say(catPort, 'no harm')
+    return most > 1 ? 'zombies' : await say(catPort!, 'no harm')
   })
 
   // SIGHUP.
-  const orphan = await client(t, orphanPort, { host })
+  const orphan = await client(t, orphanPort!, { host })
   orphan.write('before ')
   await once(orphan, 'data')
-  const held = await client(t, catPort, { host })
-  writeFileSync(file, conf(moveTo).replace(`${host}:${orphanPort} `, '# '))
+  const held = await client(t, catPort!, { host })
+  writeFileSync(file, conf(moveTo!).replace(`${host}:${orphanPort} `, '# '))
   process.kill(pid, 'SIGHUP')
-  await eventually(() => listens(moveTo))
-  await eventually(async () => !(await listens(orphanPort)))
-  await attempt('SIGHUP: a service that moved', () => say(moveTo, 'moved'))
-  await attempt('SIGHUP: where it was', async () => String(await refusal(moveFrom, host)))
+  await eventually(() => listens(moveTo!))
+  await eventually(async () => !(await listens(orphanPort!)))
+  await attempt('SIGHUP: a service that moved', () => say(moveTo!, 'moved'))
+  await attempt('SIGHUP: where it was', async () => String(await refusal(moveFrom!, host)))
   await attempt('SIGHUP: a connection to a service that did not change', async () => {
     held.end('held')
     return held.all
@@ -300,18 +304,18 @@ ${unix} stream unix nowait nobody /bin/cat cat
     orphan.end('and after')
     return orphan.all
   })
-  await attempt('SIGHUP: a service that was off for looping', async () => say(loopPort, 'back'))
+  await attempt('SIGHUP: a service that was off for looping', async () => say(loopPort!, 'back'))
   rmSync(file)
   process.kill(pid, 'SIGHUP')
   await sleep(SHORT_MS)
-  await attempt('SIGHUP without the file', () => say(catPort, 'hello'))
+  await attempt('SIGHUP without the file', () => say(catPort!, 'hello'))
 
   // SIGTERM.
   if (over) {
     seen.SIGTERM = 'has ended before'
     return seen
   }
-  const last = await client(t, catPort, { host })
+  const last = await client(t, catPort!, { host })
   last.write('before ')
   await once(last, 'data')
   const programs = childrenOf(pid).filter(({ state }) => state !== 'Z')

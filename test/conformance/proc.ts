@@ -57,13 +57,13 @@ const sockets = (kind: 'tcp' | 'udp'): readonly (readonly string[])[] =>
     .slice(1)
     .map(line => line.trim().split(/\s+/))
 
-const portOfHex = (address: string) => Number.parseInt(address.split(':')[1], 16)
+const portOfHex = (address: string) => Number.parseInt(address.split(':')[1]!, 16)
 
 /** Which of these processes hold the server's end of connections over IPv4: by the client's port. */
 export function holders(serverPort: number, pids: readonly number[]): ReadonlyMap<number, readonly number[]> {
   const clientOf = new Map<string, number>()
   for (const [, local, remote, , , , , , , inode] of sockets('tcp'))
-    if (portOfHex(local) === serverPort) clientOf.set(`socket:[${inode}]`, portOfHex(remote))
+    if (portOfHex(local!) === serverPort) clientOf.set(`socket:[${inode}]`, portOfHex(remote!))
   const held = new Map<number, number[]>()
   for (const pid of pids) {
     for (const open of openFiles(pid)) {
@@ -90,6 +90,6 @@ function openFiles(pid: number): string[] {
 
 /** Octets, as the kernel counts them, that wait in the receive queue of a UDP socket over IPv4. */
 export function udpQueued(port: number): number {
-  const line = sockets('udp').find(([, local]) => portOfHex(local) === port)
-  return line ? Number.parseInt(line[4].split(':')[1], 16) : 0
+  const line = sockets('udp').find(([, local]) => portOfHex(local!) === port)
+  return line ? Number.parseInt(line[4]!.split(':')[1]!, 16) : 0
 }

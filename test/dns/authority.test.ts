@@ -69,7 +69,7 @@ describe('the authority', () => {
       server.update(snapshot(endpoints))
       assert.equal(((server.serial - before) | 0) > 0, grows, what)
       if (!grows) assert.equal(server.serial, before, what)
-      assert.equal(ask(query(APEX, TYPE.SOA)).answers[0].serial, server.serial)
+      assert.equal(ask(query(APEX, TYPE.SOA)).answers[0]!.serial, server.serial)
     }
   })
 

@@ -71,7 +71,7 @@ async function dig(port: number, ...args: string[]): Promise<Dug> {
     status: /status: (\w+)/.exec(text)?.[1] ?? '',
     opcode: /opcode: (\w+)/.exec(text)?.[1] ?? '',
     flags: /;; flags: ([^;]*);/.exec(text)?.[1] ?? '',
-    ednsFlags: /; EDNS: version: 0, flags:([^;]*); udp: 1232$/m.exec(text)?.[1].trim(),
+    ednsFlags: /; EDNS: version: 0, flags:([^;]*); udp: 1232$/m.exec(text)?.[1]?.trim(),
     answer: section('ANSWER'),
     authority: section('AUTHORITY'),
     additional: section('ADDITIONAL'),
@@ -87,7 +87,7 @@ const soaLine = (ttl = 5) =>
 function assertNegative(dug: Dug, status: 'NOERROR' | 'NXDOMAIN', ttl = 5): void {
   assert.deepEqual([dug.status, dug.flags, dug.answer], [status, 'qr aa', []], dug.text)
   assert.equal(dug.authority.length, 1)
-  assert.match(dug.authority[0], soaLine(ttl))
+  assert.match(dug.authority[0]!, soaLine(ttl))
 }
 
 describe('dig', { skip, concurrency: 2, timeout: 60_000 }, () => {
@@ -96,7 +96,7 @@ describe('dig', { skip, concurrency: 2, timeout: 60_000 }, () => {
     for (const over of transports) {
       const soa = await dig(port, over, APEX, 'SOA')
       assert.deepEqual([soa.status, soa.flags, soa.answer.length], ['NOERROR', 'qr aa', 1])
-      assert.match(soa.answer[0], soaLine())
+      assert.match(soa.answer[0]!, soaLine())
       const ns = await dig(port, over, APEX, 'NS')
       assert.deepEqual(ns.answer, [`${APEX}. 5 IN NS ns.${APEX}.`])
       assert.deepEqual(ns.additional, [`ns.${APEX}. 5 IN A 127.0.0.1`])
@@ -110,7 +110,7 @@ describe('dig', { skip, concurrency: 2, timeout: 60_000 }, () => {
     for (const over of transports) {
       const { additional } = await dig(port, over, APEX, 'NS')
       assert.deepEqual(additional, [`ns.${APEX}. 9 IN A 192.0.2.1`, `ns.${APEX}. 9 IN AAAA 2001:db8::1`])
-      assert.match((await dig(port, over, APEX, 'SOA')).answer[0], soaLine(9))
+      assert.match((await dig(port, over, APEX, 'SOA')).answer[0]!, soaLine(9))
       assertNegative(await dig(port, over, `no.${APEX}`), 'NXDOMAIN', 9)
     }
   })
@@ -149,7 +149,7 @@ describe('dig', { skip, concurrency: 2, timeout: 60_000 }, () => {
           additional.toSorted(),
           targets.map((target, i) => `${target} 5 IN A 10.0.0.${i + 1}`),
         )
-        assert.deepEqual((await dig(port, over, targets[1], 'A')).answer, [`${targets[1]} 5 IN A 10.0.0.2`])
+        assert.deepEqual((await dig(port, over, targets[1]!, 'A')).answer, [`${targets[1]} 5 IN A 10.0.0.2`])
       }
   })
 
@@ -175,7 +175,7 @@ describe('dig', { skip, concurrency: 2, timeout: 60_000 }, () => {
         [`_echo._udp.${SERVICE}`, 'A'],
         [`ns.${APEX}`, 'AAAA'],
       ])
-        assertNegative(await dig(port, over, name, type), 'NOERROR')
+        assertNegative(await dig(port, over, name!, type!), 'NOERROR')
       for (const name of [
         'example.com',
         '.',
@@ -277,8 +277,8 @@ describe('dig', { skip, concurrency: 2, timeout: 60_000 }, () => {
       [SERVICE, 'TXT'],
       [`_echo._udp.${SERVICE}`, 'SRV'],
     ]) {
-      assert.match((await dig(port, '+notcp', '+ignore', name, type)).flags, /tc/)
-      assert.equal((await dig(port, '+tcp', name, type)).answer.length, 1000)
+      assert.match((await dig(port, '+notcp', '+ignore', name!, type!)).flags, /tc/)
+      assert.equal((await dig(port, '+tcp', name!, type!)).answer.length, 1000)
     }
   })
 
@@ -298,7 +298,7 @@ describe('dig', { skip, concurrency: 2, timeout: 60_000 }, () => {
         ['CH', SERVICE],
         ['IN', 'version.bind'],
       ])
-        assert.equal((await dig(port, over, name, dnsClass, 'TXT')).status, 'REFUSED')
+        assert.equal((await dig(port, over, name!, dnsClass!, 'TXT')).status, 'REFUSED')
     }
     assert.match((await dig(port, '+tcp', APEX, 'AXFR')).text, /Transfer failed/)
     assert.deepEqual((await dig(port, '+tcp', APEX, 'IXFR=1')).answer, [])
@@ -356,10 +356,10 @@ describe('dig', { skip, concurrency: 2, timeout: 60_000 }, () => {
         [`_echo._udp.${SERVICE}`, 'SRV'],
         [`127-0-0-1.${SERVICE}`, 'A'],
       ]) {
-        const dug = await dig(port, over, name, type)
+        const dug = await dig(port, over, name!, type!)
         assert.deepEqual([dug.status, dug.flags, dug.answer, dug.authority], ['SERVFAIL', 'qr', [], []])
       }
-      assert.match((await dig(port, over, APEX, 'SOA')).answer[0], soaLine())
+      assert.match((await dig(port, over, APEX, 'SOA')).answer[0]!, soaLine())
       assert.equal((await dig(port, over, APEX, 'NS')).additional.length, 1)
     }
   })
@@ -432,8 +432,8 @@ describe('dig', { skip, concurrency: 2, timeout: 60_000 }, () => {
       const name = i % 2 ? SERVICE : SERVICE.toUpperCase()
       let first: string
       if (i % 10 === 0)
-        first = (await dig(port, '+short', i % 20 ? '+tcp' : '+notcp', name)).text.split('\n')[0]
-      else first = String(parse(await [udp, tcp][i % 2].ask(query(name, TYPE.A))).addresses[0])
+        first = (await dig(port, '+short', i % 20 ? '+tcp' : '+notcp', name)).text.split('\n')[0]!
+      else first = String(parse(await [udp, tcp][i % 2]!.ask(query(name, TYPE.A))).addresses[0])
       counts[first] = (counts[first] ?? 0) + 1
       const [other, type] = noise[Math.floor(random() * noise.length)]
       const reply = parse(await udp.ask(query(other, type)))

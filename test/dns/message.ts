@@ -105,7 +105,7 @@ export function endpoint(text: string, more: Partial<EndpointStatus> = {}): Endp
   const [address, weight = '1'] = text.split('*')
   return {
     address,
-    family: isIPv6(address) ? 6 : 4,
+    family: isIPv6(address!) ? 6 : 4,
     weight: Number(weight),
     state: 'up',
     terminating: false,

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
+import { domainName } from '../../src/commands/values.ts'
 import { keyOf, keyOfWire, skipName, wireLength } from '../../src/dns/name.ts'
 import { parseQuery, type Query } from '../../src/dns/query.ts'
-import { domainName, Expected } from '../../src/parse.ts'
+import { Expected } from '../../src/errors.ts'
 import {
   CLASS,
   ednsQuery,

@@ -127,7 +127,7 @@ describe('the guards', () => {
     for (const name of [`${'x'.repeat(63)}.${APEX}`, longName(255), longName(254)]) {
       const reply = ask(query(name, TYPE.A))
       assertNegative(reply, RCODE.NXDOMAIN)
-      assert.equal(reply.questions[0].name, name)
+      assert.equal(reply.questions[0]!.name, name)
     }
   })
 
@@ -158,7 +158,7 @@ describe('the guards', () => {
         [TYPE.AXFR, CLASS.IN],
         [TYPE.A, CLASS.HS],
       ]) {
-        const reply = ask(query(SERVICE, type, { ...options, class: dnsClass }))
+        const reply = ask(query(SERVICE, type!, { ...options, class: dnsClass }))
         assert.equal(reply.rcode, RCODE.FORMERR)
         assert.equal(reply.opts.length, 1)
         assert.deepEqual(reply.answers, [])
@@ -220,7 +220,7 @@ describe('names', () => {
       const reply = ask(message)
       assert.equal(reply.answers.length, 3)
       assert.deepEqual(reply.octets.subarray(12, message.length), message.subarray(12))
-      assert.equal(reply.answers[0].name, mixed)
+      assert.equal(reply.answers[0]!.name, mixed)
     }
   })
 
@@ -265,7 +265,7 @@ describe('EDNS', () => {
         assert.equal(ask(query(name, type, { class: dnsClass }), transport).opts.length, 0)
         const { opts } = ask(ednsQuery(name, type, { version, size: 4096 }, { class: dnsClass }), transport)
         assert.equal(opts.length, 1)
-        assert.deepEqual([opts[0].name, opts[0].class, opts[0].version, opts[0].rdata], ['', 1232, 0, []])
+        assert.deepEqual([opts[0]!.name, opts[0]!.class, opts[0]!.version, opts[0]!.rdata], ['', 1232, 0, []])
       }
     })
 
@@ -280,7 +280,7 @@ describe('EDNS', () => {
         [TYPE.AXFR, CLASS.IN],
         [TYPE.TXT, CLASS.HS],
       ]) {
-        const reply = ask(ednsQuery(SERVICE, type, { version }, { class: dnsClass }))
+        const reply = ask(ednsQuery(SERVICE, type!, { version }, { class: dnsClass }))
         assert.equal(reply.rcode, RCODE.BADVERS)
         assert.equal(reply.flags & 15, 0)
         assert.deepEqual(reply.counts, [1, 0, 0, 1])
@@ -289,7 +289,7 @@ describe('EDNS', () => {
 
   test('DO is copied and every other flag cleared', () => {
     for (const flags of [0, 0x8000, 0x7fff, 0xffff])
-      assert.equal(ask(ednsQuery(SERVICE, TYPE.A, { flags })).opts[0].ttl, flags & 0x8000)
+      assert.equal(ask(ednsQuery(SERVICE, TYPE.A, { flags })).opts[0]!.ttl, flags & 0x8000)
   })
 
   test('options are not echoed', () => {
@@ -366,14 +366,14 @@ describe('a truncated answer', () => {
       assert.equal(whole.tc, false)
       assert.deepEqual(whole.addresses, [...addresses(100).slice(turn), ...addresses(100).slice(0, turn)])
     }
-    assert.equal(many.turns.get([...many.turns.keys()][0])?.cursor, 3)
+    assert.equal(many.turns.get([...many.turns.keys()][0]!)?.cursor, 3)
   })
 
   test('has an OPT where the query had one, and no SOA', () => {
     const message = ednsQuery(SERVICE, TYPE.A, { size: 512, flags: 0x8000 })
     const reply = parse(many(message))
     assert.deepEqual(reply.counts, [1, Math.floor((512 - message.length) / 16), 0, 1])
-    assert.equal(reply.opts[0].ttl, 0x8000)
+    assert.equal(reply.opts[0]!.ttl, 0x8000)
   })
 
   test('is none where exactly all fits, and is one where one octet is missing', () => {
@@ -504,8 +504,8 @@ describe('the answer', () => {
       assert.equal(reply.answers.length, 3)
       for (const [i, { target = '', port }] of reply.answers.entries()) {
         assert.equal(port, 7007)
-        assert.equal(reply.additionals[i].name, target)
-        assert.deepEqual(ask(query(target, TYPE.A)).addresses, [reply.additionals[i].address])
+        assert.equal(reply.additionals[i]!.name, target)
+        assert.deepEqual(ask(query(target, TYPE.A)).addresses, [reply.additionals[i]!.address])
       }
     }
   })
@@ -680,7 +680,7 @@ describe('whatever comes', () => {
   test('100,000 mutated queries never throw: no reply, or one that can be read, of their id and within its limit', () => {
     const random = seeded(2)
     const below = (n: number) => Math.floor(random() * n)
-    const any = <T>(list: readonly T[]): T => list[below(list.length)]
+    const any = <T>(list: readonly T[]): T => list[below(list.length)]!
     const seen = new Map<string, number>()
     for (let i = 0; i < 100_000; i++) {
       const additionals = random() < 0.6 ? [opt(any(edns))] : []
@@ -698,7 +698,7 @@ describe('whatever comes', () => {
       const reply = server(octets, transport)
       assert.deepEqual(octets, before)
       if (!reply) {
-        assert.ok(octets.length < 12 || octets[2] >= 0x80)
+        assert.ok(octets.length < 12 || octets[2]! >= 0x80)
         seen.set('none', (seen.get('none') ?? 0) + 1)
         continue
       }
@@ -706,7 +706,7 @@ describe('whatever comes', () => {
       const context = () => `message ${i}: ${octets.toString('hex')} → ${reply.toString('hex')}`
       assert.equal(errors.length, 0, errors.length ? context() : '')
       if (reply.readUInt16BE(0) !== octets.readUInt16BE(0)) assert.fail(context())
-      if ((reply[2] & 0xf8) !== (0x80 | (octets[2] & 0x78))) assert.fail(context())
+      if ((reply[2]! & 0xf8) !== (0x80 | (octets[2]! & 0x78))) assert.fail(context())
       if (reply.length > (transport === 'tcp' ? 65535 : 1232)) assert.fail(context())
       if (transport === 'udp' && additionals.length === 0 && octets.equals(message) && reply.length > 512)
         assert.fail(context())
@@ -724,7 +724,7 @@ describe('whatever comes', () => {
       const at = below(octets.length)
       const kind = below(6)
       if (octets.length === 0) return octets
-      if (kind === 0) octets[at] ^= 1 << below(8)
+      if (kind === 0) octets[at]! ^= 1 << below(8)
       else if (kind === 1) octets[at] = any([0, 1, 0x3f, 0x40, 0x80, 0xc0, 0xff])
       else if (kind === 2) octets = octets.subarray(0, at)
       else if (kind === 3) octets = Buffer.concat([octets, octets.subarray(at)])
@@ -743,7 +743,7 @@ describe('whatever comes', () => {
       )
       const reply = server(octets, 'tcp')
       if (reply) assert.deepEqual(Packet.parse(reply).errors, [])
-      else assert.ok(octets.length < 12 || octets[2] >= 0x80)
+      else assert.ok(octets.length < 12 || octets[2]! >= 0x80)
     }
   })
 })

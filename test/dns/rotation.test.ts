@@ -16,7 +16,7 @@ const orders = (name: string, members: Candidate[], answers: number, count = Num
 
 function firsts(list: readonly number[][], members: number): number[] {
   const counts = new Array(members).fill(0)
-  for (const [first] of list) counts[first]++
+  for (const [first] of list) counts[first!]++
   return counts
 }
 
@@ -98,7 +98,7 @@ describe('weighted', () => {
     for (const order of orders('weighted', members, 5))
       assert.deepEqual(
         order,
-        [0, 1, 2].map(i => (order[0] + i) % 3),
+        [0, 1, 2].map(i => (order[0]! + i) % 3),
       )
   })
 })
@@ -137,7 +137,7 @@ describe('random', () => {
       const order = [0, 1, 2, 3]
       for (let i = 0; i < 4; i++) {
         const j = Math.floor(random() * 4)
-        ;[order[i], order[j]] = [order[j], order[i]]
+        ;[order[i]!, order[j]!] = [order[j], order[i]]
       }
       return order
     }

@@ -54,7 +54,7 @@ describe('a zone', () => {
       [`ns.${APEX}`],
     )
     assert.deepEqual(
-      ns?.additional[0].map(record => record.address),
+      ns?.additional[0]?.map(record => record.address),
       ['127.0.0.1', '::1', '127.0.0.2'],
     )
     assert.equal(rrset(zone, `ns.${APEX}`, TYPE.A)?.records.length, 2)
@@ -101,7 +101,7 @@ describe('a zone', () => {
       ])
     for (const { address } of endpoints) {
       const type = address.includes(':') ? TYPE.AAAA : TYPE.A
-      assert.equal(rrset(zone, hostName(address, SERVICE), type)?.records[0].address, address)
+      assert.equal(rrset(zone, hostName(address, SERVICE), type)?.records[0]?.address, address)
     }
     assert.deepEqual(
       rrset(zone, SERVICE, TYPE.TXT)?.records.map(({ data }) => data),

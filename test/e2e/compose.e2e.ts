@@ -21,7 +21,7 @@ const compose = (...args: string[]) => docker('compose', ...args)
 const containers = async (...services: string[]) =>
   (await compose('ps', '--quiet', ...services)).split('\n').filter(Boolean)
 const addressOf = async (id: string) =>
-  (await inspect<Container>(id)).NetworkSettings.Networks.roundelay_farm.IPAddress
+  (await inspect<Container>(id)).NetworkSettings.Networks.roundelay_farm!.IPAddress
 
 const resolver = new Resolver({ timeout: 1000, tries: 2 })
 resolver.setServers([`127.0.0.1:${DNS_PORT}`])
@@ -40,8 +40,8 @@ function summary(times: readonly number[]): { median: number; max: number } {
   const sorted = times.toSorted((a, b) => a - b)
   const middle = sorted.length >> 1
   return {
-    median: Math.round((sorted[middle] + sorted[sorted.length - 1 - middle]) / 2),
-    max: sorted[sorted.length - 1],
+    median: Math.round((sorted[middle]! + sorted[sorted.length - 1 - middle]!) / 2),
+    max: sorted[sorted.length - 1]!,
   }
 }
 
@@ -81,9 +81,9 @@ describe('docker compose', needsEngine, () => {
       for (let i = 0; i < 30; i++) {
         const reply = parse(await client.ask(query(NAME, TYPE.A, { id: i + 1 })))
         const order = reply.addresses as string[]
-        const start = addresses.indexOf(order[0])
+        const start = addresses.indexOf(order[0]!)
         assert.deepEqual(order, [...addresses.slice(start), ...addresses.slice(0, start)])
-        firsts.push(order[0])
+        firsts.push(order[0]!)
       }
       assert.deepEqual(firsts.slice(3), firsts.slice(0, -3))
       assert.deepEqual(countFirsts(firsts), Object.fromEntries(addresses.map(address => [address, 10])))
@@ -152,10 +152,10 @@ describe('docker compose', needsEngine, () => {
     const times: number[] = []
     for (let i = 0; i < KILLS; i++) {
       const id = ids[i % ids.length]
-      const address = await addressOf(id)
+      const address = await addressOf(id!)
       await answered(all => all.length === 3 && all.includes(address), `${address} is back`)
       const begun = performance.now()
-      const killed = docker('kill', id)
+      const killed = docker('kill', id!)
       let held = begun
       // For a while longer, in case it comes back.
       while (performance.now() - held < 300 || held === begun) {
@@ -165,7 +165,7 @@ describe('docker compose', needsEngine, () => {
       }
       times.push(Math.round(held - begun))
       await killed
-      await docker('start', id)
+      await docker('start', id!)
     }
     const { median, max } = summary(times)
     t.diagnostic(
@@ -178,9 +178,9 @@ describe('docker compose', needsEngine, () => {
   test('a replica that is paused leaves the answer, though Docker still names it', async t => {
     const [id] = await containers('echo')
     const [dns] = await containers('dns')
-    const address = await addressOf(id)
+    const address = await addressOf(id!)
     const paused = performance.now()
-    await docker('pause', id)
+    await docker('pause', id!)
     try {
       await answered(all => !all.includes(address), `${address} leaves`)
       t.diagnostic(`left ${Math.round(performance.now() - paused)} ms after docker pause`)
@@ -195,7 +195,7 @@ describe('docker compose', needsEngine, () => {
       )
       assert.match(named, new RegExp(address.replaceAll('.', '\\.')))
     } finally {
-      await docker('unpause', id)
+      await docker('unpause', id!)
     }
     const back = await answered(all => all.includes(address), `${address} is back`)
     t.diagnostic(`back ${back} ms after docker unpause`)
@@ -218,12 +218,12 @@ describe('docker compose', needsEngine, () => {
     )
     assert.ok(sinceStart < MAX_SEEN_MS)
     const firsts: string[] = []
-    for (let i = 0; i < 70; i++) firsts.push((await answer())[0])
+    for (let i = 0; i < 70; i++) firsts.push((await answer())[0]!)
     assert.deepEqual(Object.values(countFirsts(firsts)), Array(7).fill(10))
     assert.deepEqual(complaints(await logs()), [])
 
     // A client brings nothing back to its declared shape: neither the scale nor what was killed.
-    await docker('kill', ids[0])
+    await docker('kill', ids[0]!)
     await answered(all => all.length === 6, 'six answered')
     await compose('run', '--rm', 'client', 'send', 'echo.roundelay.test', 'hello')
     assert.equal((await answer()).length, 6)
@@ -256,7 +256,7 @@ describe('docker compose', needsEngine, () => {
         await sleep(2)
       }
     }
-    const clients = [client('uncached', async () => (await answer())[0]), client('cached', cached())]
+    const clients = [client('uncached', async () => (await answer())[0]!), client('cached', cached())]
     for (const id of await containers('echo')) {
       const address = await addressOf(id)
       const restarted = docker('restart', id)
@@ -300,7 +300,7 @@ function cached(): () => Promise<string> {
     if (performance.now() >= expires) {
       const records = await resolver.resolve4(NAME, { ttl: true })
       addresses = records.map(({ address }) => address)
-      expires = performance.now() + records[0].ttl * 1000
+      expires = performance.now() + records[0]!.ttl * 1000
     }
     return addresses[uses++ % addresses.length]
   }

@@ -71,7 +71,7 @@ describe('image', needsEngine, () => {
     const sizes = async (image: string) =>
       (await docker('history', '--human=false', '--format={{.Size}}', image)).split('\n').map(Number)
     const [, base] = /^ARG NODE_IMAGE=(\S+)$/m.exec(await readFile(join(root, 'Dockerfile'), 'utf8')) ?? []
-    const [all, below] = [await sizes(IMAGE), await sizes(base)]
+    const [all, below] = [await sizes(IMAGE), await sizes(base!)]
     const added = all.slice(0, all.length - below.length).reduce((sum, size) => sum + size, 0)
     t.diagnostic(`this project's layers: ${(added / 1e6).toFixed(2)} MB`)
     assert.ok(added > 0 && added < MAX_LAYERS_BYTES, `${added} bytes`)

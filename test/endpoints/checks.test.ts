@@ -5,8 +5,9 @@ import { createServer } from 'node:http'
 import { type AddressInfo, connect, createServer as createTcpServer } from 'node:net'
 import { type TestContext, test } from 'node:test'
 import type { ProbeResult } from '../../src/client/probe.ts'
-import { type Check, checkForever, parseCheck } from '../../src/endpoints/checks.ts'
-import { Expected } from '../../src/parse.ts'
+import { parseCheck } from '../../src/commands/values.ts'
+import { type Check, checkForever } from '../../src/endpoints/checks.ts'
+import { Expected } from '../../src/errors.ts'
 import { portOf, start } from '../process.ts'
 
 test('the forms of a check are accepted, all else is refused with what was expected', () => {
@@ -97,7 +98,7 @@ test('checks run from start to start, however long an answer takes', async t => 
   // Never early (but for a timer's rounding), and far from interval + answer.
   for (const [i, at] of starts.entries())
     assert.ok(at >= i * intervalMs - 5 * count, `check ${i} at ${at} ms`)
-  const mean = (starts[count - 1] - starts[0]) / (count - 1)
+  const mean = (starts[count - 1]! - starts[0]!) / (count - 1)
   t.diagnostic(
     `interval ${intervalMs} ms, an answer takes ${answerMs} ms: ${mean.toFixed(1)} ms between starts`,
   )
@@ -140,12 +141,12 @@ test('a thousand endpoints that are added together are not asked together', asyn
   await Promise.all(runs.map(run => run.end()))
   const [early, late] = [starts[count / 10], starts[(count * 9) / 10]]
   t.diagnostic(
-    `of ${count} first checks the middle 80 % took ${(late - early).toFixed()} of ${intervalMs} ms`,
+    `of ${count} first checks the middle 80 % took ${(late! - early!).toFixed()} of ${intervalMs} ms`,
   )
   // Even, that is 1600 ms. A stalled machine can only squeeze what was due while it stood still.
-  assert.ok(late - early > 800)
+  assert.ok(late! - early! > 800)
   // Also not all after the first interval, as with an interval's wait for each.
-  assert.ok(starts[0] < intervalMs)
+  assert.ok(starts[0]! < intervalMs)
 })
 
 test('every way to fail is a result with its reason, within the timeout', async t => {

@@ -32,13 +32,13 @@ test('health follows its results: the first decides at once, rise and fall in a 
     let health: Health = UNCHECKED
     let states = ''
     for (const mark of sequence) {
-      health = nextHealth(health, results[mark], rise, fall)
+      health = nextHealth(health, results[mark]!, rise, fall)
       states += { up: 'U', down: 'D', draining: 'L', checking: '?' }[health.state]
       assert.equal(health.passes * health.failures, 0)
-      assert.equal(health.detail, results[mark].detail)
+      assert.equal(health.detail, results[mark]!.detail)
       assert.equal(health.activeConnections, mark === '+' ? 5 : undefined)
     }
     assert.equal(states, expected, `rise ${rise}, fall ${fall}, ${sequence}`)
   }
-  assert.equal(nextHealth(ALWAYS_UP, results['-'], 2, 2).state, 'up')
+  assert.equal(nextHealth(ALWAYS_UP, results['-']!, 2, 2).state, 'up')
 })

@@ -101,7 +101,7 @@ test(
         api.asked.map(({ kind, token }) => `${kind} ${token}`),
         ['list first', 'watch first', 'watch second'],
       )
-      assert.match(api.asked[0].url, /\/namespaces\/farm\//)
+      assert.match(api.asked[0]!.url, /\/namespaces\/farm\//)
       stop.abort()
       await running
     }
@@ -193,11 +193,11 @@ test(
       stop.abort()
       await running
       assert.deepEqual(
-        [said[0], api.asked[0].token, api.asked[0].client],
+        [said[0], api.asked[0]!.token, api.asked[0]!.client],
         [[], token, client],
         JSON.stringify(user),
       )
-      assert.match(api.asked[0].url, /^\/apis\/.*\/namespaces\/farm\//)
+      assert.match(api.asked[0]!.url, /^\/apis\/.*\/namespaces\/farm\//)
     }
   },
 )
@@ -241,7 +241,7 @@ cat answer$(wc -l < runs | tr -d ' ')`,
     kind: 'ExecCredential',
     spec: { interactive: false },
   }
-  assert.deepEqual(JSON.parse(info), wanted)
+  assert.deepEqual(JSON.parse(info!), wanted)
   api.put(slice('a', ['10.0.0.1']))
   await has('10.0.0.1 rs')
 })
@@ -322,7 +322,7 @@ test('a server below a path is asked below that path', async t => {
     await until(() => said.length > 0)
     stop.abort()
     await running
-    assert.match(api.asked[0].url, /^\/k8s\/clusters\/c-1\/apis\/discovery\.k8s\.io\/v1\//)
+    assert.match(api.asked[0]!.url, /^\/k8s\/clusters\/c-1\/apis\/discovery\.k8s\.io\/v1\//)
   }
 })
 

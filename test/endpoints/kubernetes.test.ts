@@ -10,9 +10,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { parseSource } from '../../src/commands/values.ts'
 import { endpointsOf, type KubernetesTimes, kubernetesSource } from '../../src/endpoints/kubernetes.ts'
-import { parseSource } from '../../src/endpoints/source.ts'
-import { Expected } from '../../src/parse.ts'
+import { Expected } from '../../src/errors.ts'
 import { commonPort } from '../common-port.ts'
 import { start } from '../process.ts'
 import { follow, refuse, slice, startApi, status } from './api-server.ts'
@@ -42,7 +42,7 @@ const open = (response: ServerResponse) => {
 const stood = () => sleep(TIMES.shortWatchMs + 10)
 /** For an `answer` that has answered, or never will. */
 const done = (_: unknown) => true
-const gaps = (list: readonly { readonly at: number }[]) => list.slice(1).map(({ at }, i) => at - list[i].at)
+const gaps = (list: readonly { readonly at: number }[]) => list.slice(1).map(({ at }, i) => at - list[i]!.at)
 
 function kubeconfig(t: TestContext, server: string): string {
   const folder = mkdtempSync(join(tmpdir(), 'roundelay-'))
@@ -82,7 +82,7 @@ test('a source asks for nothing but the list and the watch of its own slices', a
     ['kubernetes:other-1/echo', 'other-1'],
   ]) {
     api.asked.length = 0
-    const { stop, running } = follow(t, parseSource(text))
+    const { stop, running } = follow(t, parseSource(text!))
     await api.until(() => api.watched().length === 1)
     stop.abort()
     await running
@@ -148,7 +148,7 @@ test('conditions that are nil mean what the API says', () => {
     const [given, wanted] = row.split(' ')
     const names = ['ready', 'serving', 'terminating']
     const conditions = Object.fromEntries(
-      names.map((name, i) => [name, value[given[i]]]).filter(([, v]) => v !== undefined),
+      names.map((name, i) => [name, value[given![i]!]]).filter(([, v]) => v !== undefined),
     )
     const [{ ready, serving, terminating }] = endpointsOf([slice('a', [['10.0.0.1', conditions]])])
     assert.equal([ready, serving, terminating].map(v => (v ? 'y' : 'n')).join(''), wanted, row)
@@ -193,7 +193,7 @@ test('slices that come, change and go are followed, also when several events com
   api.write(texts.join(''))
   await has('10.0.0.4 rs', '10.0.0.5 rs', 'fd00::1 rs')
   api.remove('b')
-  api.write(line('DELETED', three[0]) + line('DELETED', three[1]))
+  api.write(line('DELETED', three[0]!) + line('DELETED', three[1]!))
   await has()
   assert.deepEqual(failures(), [])
   // Nothing was ever said that the cluster had not said.
@@ -210,7 +210,7 @@ test('an event may be cut into pieces anywhere, also inside a character', async 
   await api.until(() => api.watches.size === 1)
   const [watch] = api.watches
   const piece = async (bytes: Buffer) => {
-    await new Promise<void>(resolve => watch.write(bytes, () => resolve()))
+    await new Promise<void>(resolve => watch!.write(bytes, () => resolve()))
     // So that it arrives on its own.
     await new Promise(resolve => setImmediate(resolve))
   }
@@ -260,7 +260,7 @@ test('a connection that is cut in the middle of an event loses nothing', async t
   await api.until(() => api.watches.size === 1)
   const [watch] = api.watches
   const text = line('MODIFIED', slice('a', ['10.0.0.2']))
-  await new Promise<void>(resolve => watch.write(text.slice(0, text.length / 2), () => resolve()))
+  await new Promise<void>(resolve => watch!.write(text.slice(0, text.length / 2), () => resolve()))
   api.watches.clear()
   api.put(slice('a', ['10.0.0.2']))
   api.cut()
@@ -278,7 +278,7 @@ test('a connection that is cut in the middle of an event loses nothing', async t
   api.watches.clear()
   await stood()
   api.put(slice('a', ['10.0.0.3']))
-  next.end(text.trimEnd())
+  next!.end(text.trimEnd())
   await has('10.0.0.3 rs')
 })
 
@@ -392,7 +392,7 @@ test('a refused watch does not hide behind lists that succeed: waits grow all th
     await running
     const waits = [10, 20, 40, 80, 160, 160]
     for (const [i, gap] of gaps(api.lists()).entries())
-      assert.ok(gap >= waits[i] - 2, `${what}, gap ${i}: ${gap}`)
+      assert.ok(gap >= waits[i]! - 2, `${what}, gap ${i}: ${gap}`)
     assert.deepEqual(said[0], ['10.0.0.1 rs'], what)
     assert.ok(failures().length >= 5, what)
   }
@@ -420,7 +420,7 @@ test('waits are shortened at random and are short again after a watch that stood
   api.cut()
   await api.until(() => api.lists().length === 6)
   // The next wait would be 800 ms.
-  assert.ok(api.lists()[5].at - cut < 600)
+  assert.ok(api.lists()[5]!.at - cut < 600)
 })
 
 test('an API that is away, at first or later, is told of; what it said last stays, and it heals', async t => {
@@ -457,7 +457,7 @@ test('an API behind a name with several addresses, none of which answers, is tol
   )
   const { until, failures } = followed(t, api)
   await until(() => failures().length >= 1)
-  assert.match(failures()[0], /^the Kubernetes API at localhost:\d+: .*ECONNREFUSED/)
+  assert.match(failures()[0]!, /^the Kubernetes API at localhost:\d+: .*ECONNREFUSED/)
 })
 
 test('an API that falls silent is noticed: in the list, before the watch and in the watch', async t => {
@@ -559,7 +559,7 @@ test('5,000 endpoints in 50 slices are listed in pages', async t => {
   assert.equal(api.lists().length, 8)
   assert.ok(api.lists().every(({ query }) => query.get('limit') === '500' && query.has('labelSelector')))
   await api.until(() => api.watches.size === 1)
-  assert.equal(api.watched()[0].query.get('resourceVersion'), '150')
+  assert.equal(api.watched()[0]!.query.get('resourceVersion'), '150')
   const begun = performance.now()
   for (let i = 0; i < 50; i++) api.put(slice(`echo-${i}`, addresses.slice(i * 100 + 1, i * 100 + 100)))
   await until(() => (said.at(-1)?.length ?? 0) === 4950)
@@ -597,7 +597,7 @@ test('abort ends a source at once, whatever it waits for, and leaves no connecti
 test('a process whose source was aborted ends by itself', async t => {
   const api = await startApi(t)
   const script = `
-    import { parseSource } from '${new URL('../../src/endpoints/source.ts', import.meta.url)}'
+    import { parseSource } from '${new URL('../../src/commands/values.ts', import.meta.url)}'
     const stop = new AbortController()
     const source = parseSource('kubernetes:echo')
     await source({ publish: () => setTimeout(() => stop.abort(), 50), fail: console.error }, stop.signal)
@@ -666,8 +666,8 @@ test('the whole program answers with what a Service has, and a pod that goes lea
   }
   await change(pods.join(' '), slice('a', pods), slice('b', null, 'IPv6'))
   for (let turn = 0; turn < 10; turn++) {
-    await change('127.0.4.1 127.0.4.3', slice('a', [pods[0], [pods[1], ending], pods[2]]))
-    await change('127.0.4.1', slice('a', [pods[0], [pods[1], ending]]))
+    await change('127.0.4.1 127.0.4.3', slice('a', [pods[0]!, [pods[1]!, ending], pods[2]!]))
+    await change('127.0.4.1', slice('a', [pods[0]!, [pods[1]!, ending]]))
     await change(pods.join(' '), slice('a', pods))
   }
   t.diagnostic(
@@ -677,9 +677,9 @@ test('the whole program answers with what a Service has, and a pod that goes lea
   await change(
     '127.0.4.2',
     slice('a', [
-      [pods[0], { ready: false }],
-      [pods[1], ending],
-      [pods[2], { ...ending, serving: false }],
+      [pods[0]!, { ready: false }],
+      [pods[1]!, ending],
+      [pods[2]!, { ...ending, serving: false }],
     ]),
   )
   await change('ENODATA', slice('a', []))

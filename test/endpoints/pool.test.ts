@@ -70,7 +70,7 @@ async function replicas(t: TestContext, ...initial: Mood[]) {
     const server = createServer((_request, response) => {
       const mood = moods[i]
       if (mood === 'mute') held.push(response)
-      else response.writeHead(answers[mood][0]).end(answers[mood][1])
+      else response.writeHead(answers[mood!][0]).end(answers[mood!][1])
     }).listen({ host, port })
     await once(server, 'listening')
     t.after(() => {
@@ -95,15 +95,15 @@ test('a publish makes a new Snapshot when it changes something, and only then', 
   const steps: readonly (readonly [string, Endpoint[], Endpoint[] | 'the same'])[] = [
     ['the first, though empty: it makes the pool ready', [], []],
     ['none again', [], 'the same'],
-    ['add', [a, b], [a, b]],
-    ['the same', [a, b], 'the same'],
+    ['add', [a!, b!], [a!, b!]],
+    ['the same', [a!, b!], 'the same'],
     ['equal, not identical', [endpoint('10.0.0.1'), { ...b }], 'the same'],
-    ['reorder', [b, a], [b, a]],
-    ['replace', [b, c], [b, c]],
-    ['weight', [{ ...b, weight: 3 }, c], [{ ...b, weight: 3 }, c]],
-    ['duplicates in one publish', [{ ...b, weight: 3 }, c, c, { ...b, weight: 3 }], 'the same'],
-    ['remove one', [c], [c]],
-    ['not ready', [{ ...c, ready: false }], [c]],
+    ['reorder', [b!, a!], [b!, a!]],
+    ['replace', [b!, c!], [b!, c!]],
+    ['weight', [{ ...b, weight: 3 }, c!], [{ ...b, weight: 3 }, c!]],
+    ['duplicates in one publish', [{ ...b, weight: 3 }, c!, c!, { ...b, weight: 3 }], 'the same'],
+    ['remove one', [c!], [c!]],
+    ['not ready', [{ ...c, ready: false }], [c!]],
     ['terminating', [{ ...c, ready: false, terminating: true }], [{ ...c, terminating: true }]],
     ['serving', [{ ...c, ready: false, terminating: true, serving: false }], [{ ...c, terminating: true }]],
     ['a thousand', many, many],
@@ -149,7 +149,7 @@ test('a Snapshot is frozen to the bottom', async t => {
   publish(endpoint('10.0.0.1'))
   await until(() => pool.snapshot.endpoints.length === 1)
   assert.ok(isFrozen())
-  assert.throws(() => Object.assign(pool.snapshot.endpoints[0], { answered: false }), TypeError)
+  assert.throws(() => Object.assign(pool.snapshot.endpoints[0]!, { answered: false }), TypeError)
 })
 
 test('a source that rejects is started again; its last good answer stays; each failure is told of once', async t => {
@@ -217,7 +217,7 @@ test('a pool is ready after the first check of each of its first endpoints, not 
   // Later ones do not take the readiness back.
   const count = snapshots.length
   moods[2] = 'down'
-  publish(endpoints[0])
+  publish(endpoints[0]!)
   publish(...endpoints)
   await until(() => states.includes(`${addresses[2]} checking>down`))
   assert.ok(snapshots.slice(count).every(({ ready }) => ready))
@@ -228,7 +228,7 @@ test('a pool is ready after the first check of each of its first endpoints, not 
   other.publish(...endpoints)
   await other.until(() => checked(other.pool.snapshot) === 2)
   assert.equal(other.pool.snapshot.ready, false)
-  other.publish(endpoints[0], endpoints[1])
+  other.publish(endpoints[0]!, endpoints[1]!)
   await other.until(() => other.pool.snapshot.ready)
 })
 
@@ -242,7 +242,7 @@ test('results that change nothing make no Snapshot', async t => {
   await turn()
   assert.equal(snapshots.length, before)
   moods[0] = 'draining'
-  await until(() => pool.snapshot.endpoints[0].state === 'draining')
+  await until(() => pool.snapshot.endpoints[0]!.state === 'draining')
   assert.equal(snapshots.length, before + 1)
 })
 
@@ -250,22 +250,22 @@ test('an added replica serves only after its first pass, one that came back afte
   const { moods, addresses, checks } = await replicas(t, 'up', 'down')
   const [a, b] = addresses.map(address => endpoint(address))
   const { pool, snapshots, states, until, publish } = pooled(t, { checks, rise: 3, fall: 2 })
-  publish(a)
+  publish(a!)
   await until(() => answered(pool.snapshot).length === 1)
-  publish(a, b)
-  await until(() => states.includes(`${b.address} checking>down`))
+  publish(a!, b!)
+  await until(() => states.includes(`${b!.address} checking>down`))
   moods[1] = 'up'
   await until(() => answered(pool.snapshot).length === 2)
-  assert.deepEqual(states.at(-1), `${b.address} down>up`)
+  assert.deepEqual(states.at(-1), `${b!.address} down>up`)
   for (const snapshot of snapshots.slice(0, -1))
-    assert.deepEqual(answered(snapshot), snapshot.ready ? [a.address] : [])
+    assert.deepEqual(answered(snapshot), snapshot.ready ? [a!.address] : [])
 
   // A first result that is a pass needs no rise. Even alone, it is not answered before.
   publish()
-  publish(b)
+  publish(b!)
   const count = snapshots.length
-  await until(() => answered(pool.snapshot).includes(b.address) && snapshots.length > count + 1)
-  assert.deepEqual(snapshots.slice(count).map(answered), [[], [b.address]])
+  await until(() => answered(pool.snapshot).includes(b!.address) && snapshots.length > count + 1)
+  assert.deepEqual(snapshots.slice(count).map(answered), [[], [b!.address]])
 })
 
 test('a drain removes at once, without fall; it ends with a rise, or as down after a fall', async t => {
@@ -281,7 +281,7 @@ test('a drain removes at once, without fall; it ends with a rise, or as down aft
   await until(() => answered(pool.snapshot).length === 1)
   moods[1] = 'down'
   await until(() => states.at(-1)?.endsWith('>down') === true)
-  const second = states.filter(state => state.startsWith(addresses[1]))
+  const second = states.filter(state => state.startsWith(addresses[1]!))
   const course = [
     'absent>checking',
     'checking>up',
@@ -339,7 +339,7 @@ test('who is answered: the ready, else those that end but serve, else (fail open
       await pool.close()
     }
     const [found, foundClosed] = pools.map(({ pool: { snapshot } }) => {
-      const chosen = marks.filter((_, i) => snapshot.endpoints[i].answered).join(' ')
+      const chosen = marks.filter((_, i) => snapshot.endpoints[i]!.answered).join(' ')
       return snapshot.failedOpen ? `${chosen}!` : chosen
     })
     assert.deepEqual([found, foundClosed], [open, closed], given)

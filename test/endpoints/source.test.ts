@@ -1,13 +1,15 @@
 import assert from 'node:assert/strict'
 import { EventEmitter, once } from 'node:events'
 import { type TestContext, test } from 'node:test'
+import { formatAddress, type SocketAddress } from '../../src/address.ts'
+import { parseSource } from '../../src/commands/values.ts'
 import { Authority } from '../../src/dns/authority.ts'
 import { policies } from '../../src/dns/rotation.ts'
-import { type Answerer, type DnsTransport, listenDns } from '../../src/dns/server.ts'
+import { dnsSource } from '../../src/endpoints/dns.ts'
 import { endpoint } from '../../src/endpoints/endpoint.ts'
 import type { EndpointStatus } from '../../src/endpoints/pool.ts'
-import { dnsSource, parseSource } from '../../src/endpoints/source.ts'
-import { Expected, formatAddress, type SocketAddress } from '../../src/parse.ts'
+import { Expected } from '../../src/errors.ts'
+import { type Answerer, type DnsTransport, listenDns } from '../../src/net/dns-server.ts'
 
 const NAME = 'echo.farm.test'
 
@@ -22,7 +24,7 @@ function authority(
       ttlSeconds: 600,
       nsAddresses: ['127.0.0.1'],
       port: 7,
-      policy: policies[0],
+      policy: policies[0]!,
       services: [service],
       maxAnswers: Number.POSITIVE_INFINITY,
       serverId: 'test',
@@ -60,7 +62,7 @@ async function resolver(t: TestContext, first: Answerer) {
     { listen: [{ address: '127.0.0.1', port: 0 }] },
   )
   t.after(() => listener.close(AbortSignal.abort()))
-  state.address = listener.addresses[0]
+  state.address = listener.addresses[0]!
   return state
 }
 

@@ -5,7 +5,7 @@ import { globSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:f
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { parseAllDocuments } from 'yaml'
-import { resolveOptions } from '../../src/commands/options.ts'
+import { resolveOptions } from '../../src/commands/resolve-options.ts'
 
 const root = new URL('../..', import.meta.url).pathname
 const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
@@ -204,7 +204,7 @@ function optionsOf(deployment: Manifest) {
   const given: Record<string, unknown> = {}
   for (const arg of args) {
     const [, flag, value] = /^--([a-z-]+)=(.*)$/.exec(arg) ?? assert.fail(arg)
-    const name = flag.replace(/-[a-z]/g, (c: string) => c[1].toUpperCase())
+    const name = flag!.replace(/-[a-z]/g, (c: string) => c[1]!.toUpperCase())
     if (['listen', 'service', 'check'].includes(name))
       given[name] = [...((given[name] as string[]) ?? []), value]
     else given[name] = value
@@ -217,17 +217,17 @@ test('the arguments are ones that the program takes, and it listens where the po
   const dns = resolveOptions('dns', optionsOf(one('Deployment', 'dns')), {})
   const portOf = (name: string, port: string) =>
     container(one('Deployment', name)).ports.find((p: Manifest) => p.name === port).containerPort
-  assert.equal(echo.listen[0].port, portOf('echo', 'echo-udp'))
-  assert.equal(echo.listen[0].port, portOf('echo', 'echo-tcp'))
+  assert.equal(echo.listen[0]!.port, portOf('echo', 'echo-udp'))
+  assert.equal(echo.listen[0]!.port, portOf('echo', 'echo-tcp'))
   assert.equal(echo.admin.port, portOf('echo', 'admin'))
-  assert.equal(dns.listen[0].port, portOf('dns', 'dns-udp'))
-  assert.equal(dns.listen[0].port, portOf('dns', 'dns-tcp'))
+  assert.equal(dns.listen[0]!.port, portOf('dns', 'dns-udp'))
+  assert.equal(dns.listen[0]!.port, portOf('dns', 'dns-tcp'))
   assert.equal(dns.admin.port, portOf('dns', 'admin'))
   assert.deepEqual(dns.check, [
     { kind: 'udp', port: 7007 },
     { kind: 'http', port: 8080, path: '/readyz' },
   ])
-  assert.deepEqual([dns.service?.[0].name, dns.service?.[0].text], ['echo', 'kubernetes:echo'])
+  assert.deepEqual([dns.service?.[0]?.name, dns.service?.[0]?.text], ['echo', 'kubernetes:echo'])
   for (const deployment of deployments()) {
     const { annotations } = deployment.spec.template.metadata
     assert.equal(annotations['prometheus.io/port'], String(portOf(deployment.metadata.name, 'admin')))
@@ -255,7 +255,7 @@ test('probes ask routes that the server has, at its admin port', async () => {
       ['livenessProbe', '/livez'],
       ['readinessProbe', '/readyz'],
     ]) {
-      const probe = container(deployment)[kind]
+      const probe = container(deployment)[kind!]
       assert.deepEqual(probe.httpGet, { path, port: 'admin' })
       assert.ok(source.includes(`'${path}':`))
     }

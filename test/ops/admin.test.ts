@@ -102,9 +102,9 @@ function parseMetrics(text: string): { types: Map<string, string>; samples: Samp
     if (comment) {
       const [, kind, name, rest] = comment
       if (kind === 'HELP') continue
-      assert.ok(!types.has(name), `${name} stands twice`)
-      assert.match(rest, /^(counter|gauge|histogram|summary)$/)
-      types.set(name, rest)
+      assert.ok(!types.has(name!), `${name} stands twice`)
+      assert.match(rest!, /^(counter|gauge|histogram|summary)$/)
+      types.set(name!, rest!)
     } else if (line) {
       const sample =
         /^([a-z0-9_]+)(\{(?:[a-z_]+="(?:[^"\\\n]|\\[\\"n])*",?)*\})? (-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|[+-]Inf|[Nn]a[Nn])$/.exec(
@@ -112,8 +112,8 @@ function parseMetrics(text: string): { types: Map<string, string>; samples: Samp
         )
       assert.ok(sample, `not a sample: ${line}`)
       const [, name, labels = '', value] = sample
-      const base = name.replace(/_(bucket|sum|count)$/, '')
-      assert.ok(types.has(name) || types.has(base), `${name} has no TYPE before it`)
+      const base = name!.replace(/_(bucket|sum|count)$/, '')
+      assert.ok(types.has(name!) || types.has(base), `${name} has no TYPE before it`)
       assert.ok(!samples.has(name + labels), `${name}${labels} stands twice`)
       samples.set(name + labels, Number(value))
     }
@@ -329,7 +329,7 @@ test('an address that cannot be listened on is one line and exit code 2', option
     [any, '192.0.2.1:8080', `Cannot listen on 192.0.2.1:8080: ${noSuch}`],
   ]
   for (const [listen, admin, line] of cases) {
-    const result = await run(['echo', '--listen', listen, '--admin', admin])
+    const result = await run(['echo', '--listen', listen!, '--admin', admin!])
     assert.deepEqual(result, { code: 2, stdout: '', stderr: `roundelay: ${line}\n` })
   }
   const dns = ['dns', '--service', 'echo=static:127.0.0.1', '--listen', `127.0.0.1:${server.port}`]

@@ -30,19 +30,19 @@ test('at the cap clients wait in the order in which they came, and it is said on
     waiting.push(socket)
   }
   await until('four wait', () => server.counters.waiting === 4)
-  for (let i = 0; i < 20; i++) await roundTrip(served[0], `${i}`)
+  for (let i = 0; i < 20; i++) await roundTrip(served[0]!, `${i}`)
   assert.equal(order.length, 0)
   assert.equal(server.counters.active, 2)
   assert.equal(ownChildren().length, 2)
   // One that gives up while it waits is nobody's place.
-  waiting[1].resetAndDestroy()
-  served[0].end()
+  waiting[1]!.resetAndDestroy()
+  served[0]!.end()
   for (const i of [0, 2, 3]) {
     await until(`the ${i}th is served`, () => order.includes(i))
-    waiting[i].end()
+    waiting[i]!.end()
   }
   assert.deepEqual(order, [0, 2, 3])
-  served[1].end()
+  served[1]!.end()
   await until('nobody is left', () => server.counters.active === 0)
   assert.equal(server.counters.waiting, 0)
   assert.deepEqual(server.said, [
@@ -55,11 +55,11 @@ test('it counts connections, processes and failures', options, async t => {
   const server = await serve(t, concurrent, echo)
   assert.deepEqual(server.children?.(), { scoreboard: [], forks: 0, failures: 0 })
   const [a, b] = await clients(t, server.port, 2)
-  await Promise.all([roundTrip(a, 'a'), roundTrip(b, 'b')])
+  await Promise.all([roundTrip(a!, 'a'), roundTrip(b!, 'b')])
   const { scoreboard, ...sums } = server.children?.() ?? assert.fail()
   assert.deepEqual(sums, { forks: 2, failures: 0 })
   assert.deepEqual(scoreboard?.map(({ pid }) => pid).toSorted(), ownChildren().toSorted())
-  const killed = scoreboard[0].pid
+  const killed = scoreboard[0]!.pid
   process.kill(killed, 'SIGKILL')
   await until('it is noticed', () => server.counters.active === 1)
   assert.deepEqual(server.said, [
@@ -69,7 +69,7 @@ test('it counts connections, processes and failures', options, async t => {
       details: { child: killed, reason: 'killed by SIGKILL' },
     },
   ])
-  await Promise.race([ended(a), ended(b)])
+  await Promise.race([ended(a!), ended(b!)])
   const { counters } = server
   assert.deepEqual([counters.connections, counters.active, counters.waiting], [2, 1, 0])
   assert.equal(server.children?.().failures, 1)
@@ -115,7 +115,7 @@ test('close at the deadline cuts what is open', options, async t => {
   const children = ownChildren()
   const deadline = new AbortController()
   const closed = server.close(deadline.signal)
-  await roundTrip(sockets[0], 'still open')
+  await roundTrip(sockets[0]!, 'still open')
   deadline.abort()
   await Promise.all([closed, ...sockets.map(ended)])
   assert.deepEqual(children.filter(runs), [])
@@ -129,9 +129,9 @@ test('clients of several addresses share one cap', options, async t => {
   ]
   const server = await serve(t, concurrent, echo, { listen, maxChildren: 1 })
   const [v4, v6] = server.addresses
-  const first = await client(t, v6.port, v6.address)
+  const first = await client(t, v6!.port, v6!.address)
   await roundTrip(first, 'first')
-  const second = await client(t, v4.port)
+  const second = await client(t, v4!.port)
   second.write('second')
   await until('it waits', () => server.counters.waiting === 1)
   assert.equal(second.bytesRead, 0)

@@ -90,8 +90,8 @@ test('each datagram is counted once, over all addresses', options, async t => {
     }
   }
   // What comes from a port of ours may come from ourselves.
-  const own = await udpClient(t, '127.0.0.3', addresses[0].port)
-  own.send('x', addresses[0].port, '127.0.0.1')
+  const own = await udpClient(t, '127.0.0.3', addresses[0]!.port)
+  own.send('x', addresses[0]!.port, '127.0.0.1')
   await until('all are counted', () => counters.datagrams === 12 && counters.datagramsLoopDropped === 1)
   assert.equal(counters.datagramsFailed, 0)
   await close(AbortSignal.abort())

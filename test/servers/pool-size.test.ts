@@ -20,7 +20,7 @@ const letters: Record<string, ChildState> = { s: 'starting', i: 'idle', b: 'busy
 
 /** `iibs`: two idle, one busy, one starting; pids count from 1. */
 const board = (text: string, served: readonly number[] = []): Scoreboard =>
-  [...text].map((letter, i) => ({ pid: i + 1, state: letters[letter], served: served[i] ?? 0 }))
+  [...text].map((letter, i) => ({ pid: i + 1, state: letters[letter], served: served[i] ?? 0 }))!
 
 /** Decisions in a row about the same scoreboard. */
 function ticks(scoreboard: Scoreboard, count: number, history = newHistory, wanted = limits) {
@@ -44,7 +44,7 @@ test('while some are missing it makes 1, 2, 4 … 32 a tick, and 1 again after i
     [1, 2, 4, 8, 16, 32, 32, 32],
   )
   assert.equal(MAX_RATE, 32)
-  const satisfied = decide(board('i'.repeat(100)), wanted, growing[7].history)
+  const satisfied = decide(board('i'.repeat(100)), wanted, growing[7]!.history)
   assert.equal(satisfied.fork, 0)
   assert.equal(decide(board('b'), wanted, satisfied.history).fork, 1)
 })
@@ -100,7 +100,7 @@ test('those that start, serve or stop are not idle: they end none', () => {
 
 test('a dip in the window begins it anew', () => {
   const almost = ticks(board('iiiiiiiii'), WINDOW_TICKS)
-  const dip = decide(board('iiiiiibbb'), limits, almost[WINDOW_TICKS - 1].history)
+  const dip = decide(board('iiiiiibbb'), limits, almost[WINDOW_TICKS - 1]!.history)
   assert.equal(dip.stop, undefined)
   const after = ticks(board('iiiiiiiii'), WINDOW_TICKS + 1, dip.history)
   assert.deepEqual(

@@ -92,7 +92,7 @@ test('killed processes are replaced, and said to be dead and why', options, asyn
     [idle, 0],
     [busy, 1],
   ]) {
-    process.kill(pid, 'SIGKILL')
+    process.kill(pid!, 'SIGKILL')
     await until('it is said', () => server.said.some(({ details }) => details.child === pid))
     const { level, message, details } = server.said.find(({ details }) => details.child === pid) ?? {}
     assert.deepEqual([level, message], ['warn', 'child died'])

@@ -8,8 +8,8 @@ import { SMALL_SERVICE_PORTS } from '../../src/protocols.ts'
 import { headers } from '../../src/sys/layouts.ts'
 import { close } from '../../src/sys/libc.ts'
 import { bindUdp, listenTcp } from '../../src/sys/sockets.ts'
+import { client, root, test, udp } from '../inetd/client.ts'
 import { cli } from '../process.ts'
-import { client, root, test, udp } from './inetd-client.ts'
 
 /** `echo --stdio` with this as descriptor 0, as inetd leaves it. */
 function echoOf(t: TestContext, stdin: number | Socket | 'ignore', ...args: string[]) {

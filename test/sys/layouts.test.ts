@@ -54,12 +54,12 @@ for (const [compiler, tcpHeader] of [
   ['musl-gcc', '<netinet/tcp.h>'],
 ])
   test(`constants, sizes and offsets are those of ${compiler} with ${tcpHeader}`, {
-    skip: wrongPlatform || (!has(compiler) && `no ${compiler}`),
+    skip: wrongPlatform || (!has(compiler!) && `no ${compiler}`),
   }, t => {
-    const answers = theirs(t, compiler, tcpHeader)
+    const answers = theirs(t, compiler!, tcpHeader!)
     // It grows with the kernel, so ours is a beginning of it.
     const tcpInfo = 'sizeof(struct tcp_info)'
-    assert.ok(ours[tcpInfo] <= answers[tcpInfo])
+    assert.ok(ours[tcpInfo]! <= answers[tcpInfo]!)
     assert.deepEqual(answers, { ...ours, [tcpInfo]: answers[tcpInfo] })
   })
 

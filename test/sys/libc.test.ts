@@ -8,7 +8,7 @@ import { constants } from 'node:os'
 import type { TestContext } from 'node:test'
 import { Worker } from 'node:worker_threads'
 import koffi from 'koffi'
-import type { SocketAddress } from '../../src/parse.ts'
+import type { SocketAddress } from '../../src/address.ts'
 import { epollEvent, headers, layouts } from '../../src/sys/layouts.ts'
 import * as libc from '../../src/sys/libc.ts'
 import { bindUdp, encodeAddress, errno, portOfEncoded, prepareConnection } from '../../src/sys/sockets.ts'
@@ -89,7 +89,7 @@ for (const { address, family, type } of families) {
       assert.equal(libc.recvfrom(fd, buffer, 0, peer, length), text.length)
       assert.equal(buffer.toString('utf8', 0, text.length), text)
       assert.deepEqual(peer.subarray(0, length[0]), encodeAddress(from))
-      assert.equal(libc.sendto(fd, buffer, text.length, 0, peer, length[0]), text.length)
+      assert.equal(libc.sendto(fd, buffer, text.length, 0, peer, length[0]!), text.length)
       assert.equal(await hear(), text)
     }
     const none = libc.recvfrom(fd, buffer, MSG_DONTWAIT, peer, Uint32Array.of(peer.length))
@@ -100,7 +100,7 @@ for (const { address, family, type } of families) {
     const { fd, peers } = await datagrams(t, address, type, 2)
     const room = 2000
     const sent = ['one', '', 'x'.repeat(1400), 'y'.repeat(room), 'z'.repeat(room + 7)]
-    for (const [i, text] of sent.entries()) await peers[i % 2].tell(text)
+    for (const [i, text] of sent.entries()) await peers[i % 2]!.tell(text)
 
     const { messages, slots } = makeBatch(8, room)
     const { size, at } = layouts.mmsghdr
@@ -114,12 +114,12 @@ for (const { address, family, type } of families) {
       assert.equal(data.toString('utf8', 0, length), text.slice(0, room))
       assert.equal(header.readInt32LE(at['msg_hdr.msg_flags']), text.length > room ? MSG_TRUNC : 0)
       const from = peer.subarray(0, header.readUInt32LE(at['msg_hdr.msg_namelen']))
-      assert.deepEqual(from, encodeAddress(peers[i % 2].address))
+      assert.deepEqual(from, encodeAddress(peers[i % 2]!.address))
       vector.writeBigUInt64LE(BigInt(length), layouts.iovec.at.iov_len)
     }
 
     assert.equal(libc.sendmmsg(fd, messages, sent.length, 0), sent.length)
-    for (const [i, text] of sent.entries()) assert.equal(await peers[i % 2].hear(), text.slice(0, room))
+    for (const [i, text] of sent.entries()) assert.equal(await peers[i % 2]!.hear(), text.slice(0, room))
   })
 }
 
@@ -207,21 +207,21 @@ test('epoll keeps a set of descriptors and says which are ready', t => {
     const events = Buffer.alloc(4 * size)
     const count = libc.epollWait(epoll, events, room, 0)
     return Array.from({ length: count }, (_, i) => {
-      assert.equal(events.readUInt32LE(i * size + at.events), EPOLLIN)
-      return events.readBigUInt64LE(i * size + at.data)
+      assert.equal(events.readUInt32LE(i * size + at.events!), EPOLLIN)
+      return events.readBigUInt64LE(i * size + at.data!)
     }).sort()
   }
   const big = 0xfedc_ba98_7654_3210n
   assert.deepEqual(ready(), [])
-  assert.equal(libc.epollCtl(epoll, EPOLL_CTL_ADD, one, event(1n)), 0)
-  assert.equal(libc.epollCtl(epoll, EPOLL_CTL_ADD, two, event(big)), 0)
-  assert.equal(libc.epollCtl(epoll, EPOLL_CTL_ADD, two, event(2n)), errno('EEXIST'))
+  assert.equal(libc.epollCtl(epoll, EPOLL_CTL_ADD, one!, event(1n)), 0)
+  assert.equal(libc.epollCtl(epoll, EPOLL_CTL_ADD, two!, event(big)), 0)
+  assert.equal(libc.epollCtl(epoll, EPOLL_CTL_ADD, two!, event(2n)), errno('EEXIST'))
   assert.deepEqual(ready(), [1n, big])
   assert.equal(ready(1).length, 1)
-  assert.equal(libc.epollCtl(epoll, EPOLL_CTL_MOD, two, event(2n, 0)), 0)
+  assert.equal(libc.epollCtl(epoll, EPOLL_CTL_MOD, two!, event(2n, 0)), 0)
   assert.deepEqual(ready(), [1n])
-  assert.equal(libc.epollCtl(epoll, EPOLL_CTL_DEL, one, null), 0)
-  assert.equal(libc.epollCtl(epoll, EPOLL_CTL_DEL, one, null), errno('ENOENT'))
+  assert.equal(libc.epollCtl(epoll, EPOLL_CTL_DEL, one!, null), 0)
+  assert.equal(libc.epollCtl(epoll, EPOLL_CTL_DEL, one!, null), errno('ENOENT'))
   assert.deepEqual(ready(), [])
 })
 
@@ -403,7 +403,7 @@ test('after shutdown(2) what waits is still received, an empty datagram too', as
   const call = await startThread(t).enter('recvfrom', fd, Buffer.alloc(64), 0, from, Uint32Array.of(28))
   const to = encodeAddress(address)
   for (const text of ['one', '', 'three'])
-    assert.equal(libc.sendto(peer.fd, Buffer.from(text), text.length, 0, to, to.length), text.length)
+    assert.equal(libc.sendto(peer!.fd, Buffer.from(text), text.length, 0, to, to.length), text.length)
   libc.shutdown(fd, headers.SHUT_RD)
   const { outcome, args } = await call.returned
   const received = [[outcome, args[4][0]]]

@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { connect } from 'node:net'
 import { constants, networkInterfaces } from 'node:os'
-import { isIpv6, type SocketAddress } from '../../src/parse.ts'
+import { isIpv6, type SocketAddress } from '../../src/address.ts'
 import { headers, layouts } from '../../src/sys/layouts.ts'
 import * as libc from '../../src/sys/libc.ts'
 import {
@@ -78,14 +78,14 @@ test('a datagram reaches the address and port that were encoded', async t => {
     ['0:0:0:0:0:0:0:0', '::1'],
     ['::ffff:127.0.0.1', '127.0.0.1'],
   ]) {
-    const receiver = createSocket(isIpv6(where) ? 'udp6' : 'udp4')
+    const receiver = createSocket(isIpv6(where!) ? 'udp6' : 'udp4')
     t.after(() => receiver.close())
     await once(receiver.bind(0, where), 'listening')
     const { port } = receiver.address()
-    const fd = owned(t, libc.socket(familyOf(text), SOCK_DGRAM | SOCK_CLOEXEC))
-    const to = encodeAddress({ address: text, port })
+    const fd = owned(t, libc.socket(familyOf(text!), SOCK_DGRAM | SOCK_CLOEXEC))
+    const to = encodeAddress({ address: text!, port })
     const heard = once(receiver, 'message')
-    assert.equal(libc.sendto(fd, Buffer.from(text), text.length, 0, to, to.length), text.length, text)
+    assert.equal(libc.sendto(fd, Buffer.from(text!), text!.length, 0, to, to.length), text!.length, text!)
     assert.equal(String((await heard)[0]), text)
     assert.equal(portOfEncoded(to), port)
   }
@@ -194,7 +194,7 @@ test('a listener does not block; what it accepts does, and a UDP socket', async 
   const O_NONBLOCK = headers.SOCK_NONBLOCK
   const blocks = (fd: number) => {
     const [, flags] = /^flags:\s+(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8')) ?? []
-    return (Number.parseInt(flags, 8) & O_NONBLOCK) === 0
+    return (Number.parseInt(flags!, 8) & O_NONBLOCK) === 0
   }
   const { fd, listener } = await connection(t)
   assert.ok(!blocks(listener.fd))

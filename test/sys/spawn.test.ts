@@ -71,5 +71,5 @@ test('a program that cannot be run is an error like those of Node, and leaves no
     ['/etc/passwd', 'EACCES'],
     ['/etc/passwd/x', 'ENOTDIR'],
   ])
-    assert.throws(() => spawnOn(0, path, ['x'], {}), { code, syscall: 'posix_spawn' })
+    assert.throws(() => spawnOn(0, path!, ['x'], {}), { code, syscall: 'posix_spawn' })
 })

@@ -18,7 +18,7 @@ if (!isMainThread && workerData === NAME)
     const [first] = args
     // What the kernel sees as the first argument.
     parentPort?.postMessage(typeof first === 'number' ? first : Number(koffi.address(first)))
-    const outcome = (libc as unknown as Record<string, (...args: unknown[]) => number>)[name](...args)
+    const outcome = (libc as unknown as Record<string, (...args: unknown[]) => number>)[name]!(...args)
     parentPort?.postMessage({ outcome, args })
   })
 

@@ -2,7 +2,7 @@
 import { createSocket, type Socket, type SocketOptions } from 'node:dgram'
 import { once } from 'node:events'
 import type { Server } from 'node:net'
-import { isIpv6, type SocketAddress } from './parse.ts'
+import { isIpv6, type SocketAddress } from '../address.ts'
 
 interface Closable {
   close(): unknown
@@ -117,18 +117,6 @@ export async function withoutIpv6IfNeedBe<T>(
     if (!missing || others.length === 0) throw error
     return open(others)
   }
-}
-
-/** Waits for `done`; calls `cut`, which must bring it about, when `deadline` aborts. */
-export async function untilDeadline(
-  done: Promise<unknown>,
-  deadline: AbortSignal,
-  cut: () => void,
-): Promise<void> {
-  if (deadline.aborted) cut()
-  else deadline.addEventListener('abort', cut, { once: true })
-  await done
-  deadline.removeEventListener('abort', cut)
 }
 
 export const udpSocket = (address: string): Socket => createSocket(udpOptions(address))

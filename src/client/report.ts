@@ -1,6 +1,6 @@
 /** What a run of `load` found, and how people and programs are told. Pure. */
 import type { RecordableHistogram } from 'node:perf_hooks'
-import { formatAddress } from '../parse.ts'
+import { formatAddress } from '../address.ts'
 import type { LoadOptions } from './load.ts'
 
 /** Operations by their end; connections that failed. */
@@ -176,8 +176,8 @@ const thousands = (value: number): string => Math.round(value).toLocaleString('e
 const fixed = (ms: number | undefined): string => ms?.toFixed(3) ?? '-'
 
 function tableLines(rows: readonly (readonly string[])[]): string[] {
-  const widths = rows[0].map((_, i) => Math.max(...rows.map(row => row[i].length)))
+  const widths = rows[0]!.map((_, i) => Math.max(...rows.map(row => row[i]!.length)))
   return rows.map(row =>
-    row.map((cell, i) => (i > 0 ? cell.padStart(widths[i]) : cell.padEnd(widths[i]))).join('  '),
+    row.map((cell, i) => (i > 0 ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!))).join('  '),
   )
 }

@@ -5,10 +5,10 @@ import { readFileSync } from 'node:fs'
 import { type AddressInfo, createServer, type Socket } from 'node:net'
 import type { TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
-import { CANNOT_RUN, type ExecOrders, type MuxOrders, ORDERS } from '../../src/servers/exec.ts'
-import { client, member, noMember, program, root, stateOf, test, told, until } from './inetd-client.ts'
+import { CANNOT_RUN, type ExecOrders, type MuxOrders, ORDERS } from '../../src/inetd/exec.ts'
+import { client, member, noMember, program, root, stateOf, test, told, until } from './client.ts'
 
-const shim = fileURLToPath(new URL('../../src/servers/exec.ts', import.meta.url))
+const shim = fileURLToPath(new URL('../../src/inetd/exec.ts', import.meta.url))
 const PATH = process.env.PATH ?? ''
 const orRoot = root ? false : 'only root can become somebody else'
 

@@ -6,10 +6,10 @@
  */
 import { readdirSync, readFileSync } from 'node:fs'
 import { createServer, type Server, type ServerOpts, type Socket } from 'node:net'
-import { type Open, openTcp } from '../bind.ts'
-import type { SocketAddress } from '../parse.ts'
+import type { SocketAddress } from '../address.ts'
+import { type Say, sparingly } from '../say.ts'
 import { whyUnavailable } from '../sys/available.ts'
-import { type EchoCounters, noCounts, type ServerOptions, sparingly } from './service.ts'
+import { type Open, openTcp } from './bind.ts'
 
 const KEEP_ALIVE_MS = 60_000
 const RESUME_RETRY_MS = 100
@@ -43,7 +43,7 @@ export class Listeners {
   #active = 0
   #paused = false
 
-  constructor(wanted: number, serve: (socket: Socket) => void, say: ServerOptions['say']) {
+  constructor(wanted: number, serve: (socket: Socket) => void, say: Say) {
     this.cap = Math.min(wanted, descriptorRoom())
     this.#serve = serve
     this.#full = sparingly(details => say('warn', 'connection cap reached: further clients wait', details))
@@ -55,20 +55,6 @@ export class Listeners {
 
   get waiting(): number {
     return [...this.#all].reduce((sum, listener) => sum + listener.queued(), 0)
-  }
-
-  /** With those of connections as they are at the time of reading. */
-  counters(): EchoCounters {
-    const listeners = this
-    return {
-      ...noCounts(),
-      get active() {
-        return listeners.active
-      },
-      get waiting() {
-        return listeners.waiting
-      },
-    }
   }
 
   /** For `bindAll`. */

@@ -300,7 +300,7 @@ function someMember(): Member | undefined {
       .map(line => line.split(':'))
   const groups = rows('/etc/group')
   for (const [name, , uid, gid] of rows('/etc/passwd')) {
-    const others = groups.filter(([, , id, members = '']) => id !== gid && members.split(',').includes(name))
+    const others = groups.filter(([, , id, members = '']) => id !== gid && members.split(',').includes(name!))
     if (!name || others.length === 0 || uid === '0') continue
     const all = [...new Set([gid, ...others.map(([, , id]) => id)])].sort().join(' ')
     return { name, uid: Number(uid), gid: Number(gid), groups: all }

@@ -5,8 +5,8 @@
 import { setImmediate } from 'node:timers/promises'
 import { createServer, Packet } from 'dns2'
 import { Authority } from '../../src/dns/authority.ts'
-import { type Answerer, listenDns } from '../../src/dns/server.ts'
-import { addresses, SERVICE, snapshot, zoneOptions } from './message.ts'
+import { type Answerer, listenDns } from '../../src/net/dns-server.ts'
+import { addresses, SERVICE, snapshot, zoneOptions } from '../dns/message.ts'
 
 export interface ChildOptions {
   /** `dns2` is that package alone, as its README has it; `dns2-async` the same with an `async` handler. */
@@ -18,7 +18,7 @@ export interface ChildOptions {
   readonly tcpMaxConnections?: number
 }
 
-const { kind = 'ours', endpoints = 3, replyOctets, ...listen }: ChildOptions = JSON.parse(process.argv[2])
+const { kind = 'ours', endpoints = 3, replyOctets, ...listen }: ChildOptions = JSON.parse(process.argv[2]!)
 const filler = replyOctets === undefined ? undefined : Buffer.alloc(replyOctets)
 
 async function listenOurs() {

@@ -15,7 +15,9 @@
  *   whose first character is "#" after such white space is a comment all the same, and ends the entry, as an empty one does.
  * - What only some have is refused: RPC, faithd, IPsec, buffer sizes, accept filters, login classes, `.include`, key-values.
  */
-import { Expected, formatAddress, isIpv6, port, type SocketAddress, socketAddress } from '../parse.ts'
+
+import { formatAddress, isIpv6, portNumber, type SocketAddress, socketAddress } from '../address.ts'
+import { Expected } from '../errors.ts'
 
 const protocols = ['tcp', 'udp', 'tcp4', 'tcp6', 'udp4', 'udp6', 'tcp46', 'udp46', 'unix'] as const
 const datagramServices = ['echo', 'discard', 'chargen', 'daytime', 'time'] as const
@@ -179,7 +181,7 @@ function parsePlace(text: string, protocol: Entry['protocol'], context: Context)
   }
   const base = protocol.startsWith('udp') ? 'udp' : 'tcp'
   const number = parseField('service', service, name => {
-    if (/^\d+$/.test(name)) return port(name)
+    if (/^\d+$/.test(name)) return portNumber(name)
     const found = context.lookUp(name, base)
     if (found !== undefined) return found
     throw new Expected(`a port or the name of a ${base.toUpperCase()} service`)
@@ -206,16 +208,16 @@ function parseEntry(line: number, text: string, context: Context): Draft {
     throw new BadField('line', text, 'service, socket type, protocol, wait/nowait, user and program')
   if (context.policyLine > 0)
     throw new BadField('line', text, `no IPsec policy in force, as that of line ${context.policyLine} is`)
-  const socketType = parseField('socket type', type, keyword('stream', 'dgram'))
-  const protocol = parseField('protocol', transport, keyword(...protocols))
+  const socketType = parseField('socket type', type!, keyword('stream', 'dgram'))
+  const protocol = parseField('protocol', transport!, keyword(...protocols))
   const fitting = protocol.startsWith('udp') ? 'dgram' : 'stream'
-  if (socketType !== fitting) throw new BadField('socket type', type, `${fitting} for ${protocol}`)
-  const place = parsePlace(first, protocol, context)
-  const limits = parseField('wait/nowait', wait, waitAndLimit)
-  const rights = parseField('user', owner, userAndGroup)
+  if (socketType !== fitting) throw new BadField('socket type', type!, `${fitting} for ${protocol}`)
+  const place = parsePlace(first!, protocol, context)
+  const limits = parseField('wait/nowait', wait!, waitAndLimit)
+  const rights = parseField('user', owner!, userAndGroup)
   const entry = { line, socketType, protocol, ...place, ...limits, ...rights }
   const stream = socketType === 'stream'
-  const bad = (expected: string) => new BadField('wait/nowait', wait, expected)
+  const bad = (expected: string) => new BadField('wait/nowait', wait!, expected)
   if (place.tcpmux && limits.wait) throw bad('nowait for a service of tcpmux')
   if (path !== 'internal' || place.tcpmux) {
     if (!path.startsWith('/'))
@@ -340,7 +342,7 @@ function describePlace({ path, tcpmux, addresses, families, socketType }: Entry)
   const any = addresses.every(({ address }) => ANY.includes(address))
   const every = families.length > 1 ? 'every address' : `every IPv${families[0]} address`
   const where = any ? every : addresses.map(({ address }) => address).join(', ')
-  return `${socketType === 'stream' ? 'TCP' : 'UDP'} port ${addresses[0].port} on ${where}`
+  return `${socketType === 'stream' ? 'TCP' : 'UDP'} port ${addresses[0]!.port} on ${where}`
 }
 
 /** What happens where, in plain words. */

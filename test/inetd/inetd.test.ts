@@ -4,10 +4,10 @@ import { chmodSync, existsSync, lstatSync, readFileSync, writeFileSync } from 'n
 import { type AddressInfo, createServer } from 'node:net'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
+import { parseInetdConf } from '../../src/inetd/conf.ts'
+import { type Clock, type Configured, Inetd, type InetdOptions } from '../../src/inetd/inetd.ts'
+import type { Account } from '../../src/inetd/users.ts'
 import { SMALL_SERVICE_PORTS, smallServices } from '../../src/protocols.ts'
-import { type Clock, type Configured, Inetd, type InetdOptions } from '../../src/servers/inetd.ts'
-import { parseInetdConf } from '../../src/servers/inetd-conf.ts'
-import type { Account } from '../../src/servers/users.ts'
 import { close } from '../../src/sys/libc.ts'
 import { listenUnix } from '../../src/sys/sockets.ts'
 import {
@@ -28,7 +28,7 @@ import {
   told,
   udp,
   until,
-} from './inetd-client.ts'
+} from './client.ts'
 
 const MINUTE = 60_000
 const TEN_MINUTES = 10 * MINUTE
@@ -115,9 +115,9 @@ const answer = (text: string) => {
 for (const host of ['127.0.0.1', '::1'])
   test(`stream nowait over ${host}: each connection has a program of its own`, async t => {
     const [port] = await ports(1)
-    const { row } = await serve(t, cat(port, host))
-    const a = await client(t, port, { host })
-    const b = await client(t, port, { host })
+    const { row } = await serve(t, cat(port!, host))
+    const a = await client(t, port!, { host })
+    const b = await client(t, port!, { host })
     b.write('b')
     a.write('a')
     await Promise.all([once(a, 'data'), once(b, 'data')])
@@ -133,15 +133,15 @@ for (const host of ['127.0.0.1', '::1'])
 
 test('a large stream passes through a program whole', async t => {
   const [port] = await ports(1)
-  await serve(t, cat(port))
+  await serve(t, cat(port!))
   const text = Array.from({ length: 200_000 }, (_, i) => `line ${i}\n`).join('')
-  assert.ok((await talk(t, port, text)) === text)
+  assert.ok((await talk(t, port!, text)) === text)
 })
 
 test('what a client sends before the program runs is not lost', async t => {
   const [port] = await ports(1)
-  await serve(t, cat(port))
-  const answers = await Promise.all(Array.from({ length: 20 }, (_, i) => talk(t, port, `I am ${i}`)))
+  await serve(t, cat(port!))
+  const answers = await Promise.all(Array.from({ length: 20 }, (_, i) => talk(t, port!, `I am ${i}`)))
   assert.deepEqual(
     answers,
     answers.map((_, i) => `I am ${i}`),
@@ -170,7 +170,7 @@ for (const host of ['127.0.0.1', '::1'])
       t,
       `[${host}]:${port} stream tcp nowait root ${path} odd-name "a b"`.replace('[127.0.0.1]', '127.0.0.1'),
     )
-    const socket = await client(t, port, { host })
+    const socket = await client(t, port!, { host })
     const { localPort } = socket
     const said = told(await socket.all)
     assert.deepEqual(withoutEnv(said), EXPECTED)
@@ -189,7 +189,7 @@ for (const host of ['127.0.0.1', '::1'])
 test('argv[0] is as configured', async t => {
   const [port] = await ports(1)
   await serve(t, `127.0.0.1:${port} stream tcp nowait root /bin/sh odd-name -c "echo \\$0 $0"`)
-  assert.equal(await talk(t, port, ''), '$0 odd-name\n')
+  assert.equal(await talk(t, port!, ''), '$0 odd-name\n')
 })
 
 test('a program that is handed a socket has it as 0, 1, 2, and knows its own address', async t => {
@@ -197,16 +197,16 @@ test('a program that is handed a socket has it as 0, 1, 2, and knows its own add
   const path = program(t, 'tell')
   await serve(
     t,
-    perl(tcp, 'stream', 'wait', path, 'accept') + perl(datagrams, 'dgram', 'wait', path, 'recvfrom'),
+    perl(tcp!, 'stream', 'wait', path, 'accept') + perl(datagrams!, 'dgram', 'wait', path, 'recvfrom'),
   )
-  const stream = told(await talk(t, tcp, ''))
+  const stream = told(await talk(t, tcp!, ''))
   assert.deepEqual(withoutEnv(stream), EXPECTED)
   assert.deepEqual(connectionIn(stream), {
     PROTO: 'TCP',
     TCPLOCALIP: '127.0.0.1',
     TCPLOCALPORT: `${tcp}`,
   })
-  const datagram = told(String(await (await udp(t)).ask('x', datagrams)))
+  const datagram = told(String(await (await udp(t)).ask('x', datagrams!)))
   assert.deepEqual(withoutEnv(datagram), EXPECTED)
   assert.deepEqual(connectionIn(datagram), {
     PROTO: 'UDP',
@@ -220,8 +220,8 @@ test(
   async t => {
     const [port] = await ports(1)
     const account = { name: 'daemon', uid: 1, gid: 2, supplementary: false }
-    await serve(t, perl(port, 'stream', 'nowait', program(t, 'tell')), {}, account)
-    const said = told(await talk(t, port, ''))
+    await serve(t, perl(port!, 'stream', 'nowait', program(t, 'tell')), {}, account)
+    const said = told(await talk(t, port!, ''))
     assert.equal(said.ids, '1 1 1 1 2 2 2 2')
     assert.equal(said.groups, '')
     assert.deepEqual(withoutEnv(said), EXPECTED)
@@ -237,12 +237,12 @@ test(
     const [a, b, c] = await ports(3)
     const path = program(t, 'tell')
     const conf = [
-      perl(a, 'stream', 'nowait', path),
-      perl(b, 'stream', 'wait', path, 'accept'),
-      perl(c, 'dgram', 'wait', path, 'recvfrom'),
+      perl(a!, 'stream', 'nowait', path),
+      perl(b!, 'stream', 'wait', path, 'accept'),
+      perl(c!, 'dgram', 'wait', path, 'recvfrom'),
     ]
     const { row } = await serve(t, conf.join(''), {}, { ...who, supplementary: true })
-    const all = [await talk(t, a, ''), await talk(t, b, ''), String(await (await udp(t)).ask('x', c))].map(
+    const all = [await talk(t, a!, ''), await talk(t, b!, ''), String(await (await udp(t)).ask('x', c!))].map(
       told,
     )
     const four = (id: number) => Array(4).fill(id).join(' ')
@@ -253,7 +253,7 @@ test(
       assert.equal(said.env.ROUNDELAY_EXEC_ORDERS, undefined)
       assert.equal(said.env.NODE_COMPILE_CACHE, process.env.NODE_COMPILE_CACHE)
     }
-    assert.match(JSON.stringify(connectionIn(all[0])), /"TCPREMOTEPORT":"\d+"/)
+    assert.match(JSON.stringify(connectionIn(all[0]!)), /"TCPREMOTEPORT":"\d+"/)
     await until(() => row(`${c}/udp`).running === 0)
   },
   root ? false : 'only root can start programs as somebody else',
@@ -261,16 +261,16 @@ test(
 
 test('stream wait: the program gets the listening socket, accepts by itself, and another follows it', async t => {
   const [port] = await ports(1)
-  const { row } = await serve(t, perl(port, 'stream', 'wait', program(t, 'accept'), '2'))
+  const { row } = await serve(t, perl(port!, 'stream', 'wait', program(t, 'accept'), '2'))
   assert.equal(row(`${port}/tcp`).state, 'listening')
-  const first = answer(await talk(t, port, 'x'))
-  const second = answer(await talk(t, port, 'y'))
-  const third = answer(await talk(t, port, 'z'))
+  const first = answer(await talk(t, port!, 'x'))
+  const second = answer(await talk(t, port!, 'y'))
+  const third = answer(await talk(t, port!, 'z'))
   assert.deepEqual([first.rest, second.rest, third.rest], ['x', 'y', 'z'])
   assert.equal(second.pid, first.pid)
   assert.notEqual(third.pid, first.pid)
   assert.equal(row(`${port}/tcp`).state, 'waiting')
-  assert.equal(answer(await talk(t, port, '')).pid, third.pid)
+  assert.equal(answer(await talk(t, port!, '')).pid, third.pid)
   await until(() => row(`${port}/tcp`).running === 0)
   assert.equal(row(`${port}/tcp`).state, 'listening')
   assert.equal(row(`${port}/tcp`).started, 2)
@@ -278,11 +278,11 @@ test('stream wait: the program gets the listening socket, accepts by itself, and
 
 test('stream wait: while the program runs nobody else is started, and who comes meanwhile is served by it', async t => {
   const [port] = await ports(1)
-  const { row } = await serve(t, perl(port, 'stream', 'wait', program(t, 'accept'), '3'))
-  const slow = await client(t, port)
+  const { row } = await serve(t, perl(port!, 'stream', 'wait', program(t, 'accept'), '3'))
+  const slow = await client(t, port!)
   await until(() => row(`${port}/tcp`).running === 1)
   assert.equal(row(`${port}/tcp`).state, 'waiting')
-  const others = await Promise.all([client(t, port), client(t, port)])
+  const others = await Promise.all([client(t, port!), client(t, port!)])
   for (const other of others) other.end('other')
   slow.end('slow')
   const answers = [answer(await slow.all), answer(await others[0].all), answer(await others[1].all)]
@@ -297,14 +297,14 @@ test('stream wait: while the program runs nobody else is started, and who comes 
 
 test('dgram wait: the program finds the first datagram and those after it; then inetd watches again', async t => {
   const [port] = await ports(1)
-  const { row } = await serve(t, perl(port, 'dgram', 'wait', program(t, 'recvfrom'), '2'))
+  const { row } = await serve(t, perl(port!, 'dgram', 'wait', program(t, 'recvfrom'), '2'))
   const peer = await udp(t)
-  const first = answer(String(await peer.ask('first', port)))
+  const first = answer(String(await peer.ask('first', port!)))
   assert.equal(first.rest, 'first')
   assert.equal(row(`${port}/udp`).state, 'waiting')
-  const second = answer(String(await peer.ask('second', port)))
+  const second = answer(String(await peer.ask('second', port!)))
   assert.deepEqual(second, { pid: first.pid, rest: 'second' })
-  const third = answer(String(await peer.ask('third', port)))
+  const third = answer(String(await peer.ask('third', port!)))
   assert.equal(third.rest, 'third')
   assert.notEqual(third.pid, first.pid)
   assert.equal(row(`${port}/udp`).started, 2)
@@ -312,9 +312,9 @@ test('dgram wait: the program finds the first datagram and those after it; then 
 
 test('dgram wait: what came in a burst is all served, by as many programs as it takes', async t => {
   const [port] = await ports(1)
-  const { row } = await serve(t, perl(port, 'dgram', 'wait', program(t, 'recvfrom'), '1'))
+  const { row } = await serve(t, perl(port!, 'dgram', 'wait', program(t, 'recvfrom'), '1'))
   const peer = await udp(t)
-  for (let i = 0; i < 10; i++) peer.send(`${i}`, port)
+  for (let i = 0; i < 10; i++) peer.send(`${i}`, port!)
   await until(() => peer.got.length === 10)
   assert.deepEqual(
     peer.got.map(got => answer(String(got)).rest),
@@ -326,9 +326,9 @@ test('dgram wait: what came in a burst is all served, by as many programs as it 
 
 test('a service that is started too often in a minute is off for ten, and then back', async t => {
   const [port, other] = await ports(2)
-  const { clock, said, row } = await serve(t, cat(port, '127.0.0.1', 'nowait.3') + cat(other))
-  for (let i = 0; i < 3; i++) assert.equal(await talk(t, port, 'x'), 'x')
-  const refused = await client(t, port)
+  const { clock, said, row } = await serve(t, cat(port!, '127.0.0.1', 'nowait.3') + cat(other!))
+  for (let i = 0; i < 3; i++) assert.equal(await talk(t, port!, 'x'), 'x')
+  const refused = await client(t, port!)
   assert.equal(await refused.all, '', 'closed, not left hanging')
   assert.deepEqual(said, [
     {
@@ -339,20 +339,20 @@ test('a service that is started too often in a minute is off for ten, and then b
   ])
   assert.equal(row(`${port}/tcp`).state, 'off')
   assert.equal(row(`${port}/tcp`).refused, 1)
-  assert.equal(await refusal(port), 'ECONNREFUSED')
-  assert.equal(await talk(t, other, 'others are well'), 'others are well')
+  assert.equal(await refusal(port!), 'ECONNREFUSED')
+  assert.equal(await talk(t, other!, 'others are well'), 'others are well')
   clock.pass(TEN_MINUTES - 1)
-  assert.equal(await refusal(port), 'ECONNREFUSED')
+  assert.equal(await refusal(port!), 'ECONNREFUSED')
   clock.pass(1)
   await until(() => row(`${port}/tcp`).state === 'listening')
-  for (let i = 0; i < 3; i++) assert.equal(await talk(t, port, 'again'), 'again')
+  for (let i = 0; i < 3; i++) assert.equal(await talk(t, port!, 'again'), 'again')
 })
 
 test('starts that are a minute old do not count', async t => {
   const [port] = await ports(1)
-  const { clock, said } = await serve(t, cat(port, '127.0.0.1', 'nowait.2'))
+  const { clock, said } = await serve(t, cat(port!, '127.0.0.1', 'nowait.2'))
   for (let i = 0; i < 6; i++) {
-    assert.equal(await talk(t, port, 'x'), 'x')
+    assert.equal(await talk(t, port!, 'x'), 'x')
     clock.pass(MINUTE / 2)
   }
   assert.deepEqual(said, [])
@@ -360,19 +360,19 @@ test('starts that are a minute old do not count', async t => {
 
 test('a datagram that no program takes from its socket switches the service off, and inetd lives', async t => {
   const [port, other] = await ports(2)
-  const conf = `127.0.0.1:${port} dgram udp wait.20 root /bin/true true\n${cat(other)}`
+  const conf = `127.0.0.1:${port} dgram udp wait.20 root /bin/true true\n${cat(other!)}`
   const { clock, complaints, row } = await serve(t, conf)
   const peer = await udp(t)
-  peer.send('never read', port)
+  peer.send('never read', port!)
   await until(() => row(`${port}/udp`).state === 'off')
   await until(() => row(`${port}/udp`).running === 0)
   assert.deepEqual(complaints(), [`${port}/udp server failing (looping), service terminated`])
   assert.equal(row(`${port}/udp`).started, 20)
-  assert.equal(inodeOf(port, 'udp'), undefined)
-  assert.equal(await talk(t, other, 'x'), 'x')
+  assert.equal(inodeOf(port!, 'udp'), undefined)
+  assert.equal(await talk(t, other!, 'x'), 'x')
   clock.pass(TEN_MINUTES)
   await until(() => row(`${port}/udp`).state === 'listening')
-  peer.send('again', port)
+  peer.send('again', port!)
   await until(() => row(`${port}/udp`).started > 20)
 })
 
@@ -387,17 +387,17 @@ test('a program that cannot be run: the connection is closed, it is said once, a
   const all = await ports(paths.length + 1)
   const good = all[paths.length]
   const conf = paths.map((path, i) => `127.0.0.1:${all[i]} stream tcp nowait root ${path} x\n`).join('')
-  const { complaints, row } = await serve(t, conf + cat(good))
+  const { complaints, row } = await serve(t, conf + cat(good!))
   for (const [i, path] of paths.entries()) {
-    assert.equal(await (await client(t, all[i])).all, '', path)
+    assert.equal(await (await client(t, all[i]!)).all, '', path)
     assert.equal(row(`${all[i]}/tcp`).refused, 1, path)
     assert.equal(row(`${all[i]}/tcp`).running, 0, path)
   }
   assert.deepEqual(complaints(), ['cannot start a program'])
-  assert.equal(await talk(t, good, 'x'), 'x')
+  assert.equal(await talk(t, good!, 'x'), 'x')
   writeFileSync(plain, '#!/bin/sh\necho mended\n')
   chmodSync(plain, 0o755)
-  assert.equal(await talk(t, all[1], ''), 'mended\n')
+  assert.equal(await talk(t, all[1]!, ''), 'mended\n')
 })
 
 test(
@@ -408,7 +408,7 @@ test(
     const [port] = await ports(1)
     const conf = `127.0.0.1:${port} stream tcp nowait root /nonexistent x`
     const { complaints, row } = await serve(t, conf, {}, { ...who, supplementary: true })
-    assert.equal(await talk(t, port, ''), '')
+    assert.equal(await talk(t, port!, ''), '')
     await until(() => row(`${port}/tcp`).failed === 1)
     assert.deepEqual(complaints(), ['cannot start a program'])
   },
@@ -418,9 +418,9 @@ test(
 test('a service that waits for a program that is missing tries again, and serves once it is there', async t => {
   const [port] = await ports(1)
   const path = join(folder(t), 'server')
-  const { complaints, clock, row } = await serve(t, perl(port, 'dgram', 'wait', path))
+  const { complaints, clock, row } = await serve(t, perl(port!, 'dgram', 'wait', path))
   const peer = await udp(t)
-  peer.send('patience', port)
+  peer.send('patience', port!)
   await until(() => complaints().length > 0)
   assert.deepEqual(complaints(), ['cannot start a program'])
   writeFileSync(path, readFileSync(program(t, 'recvfrom')), { mode: 0o755 })
@@ -438,7 +438,7 @@ test('programs that fail are counted, and those that do not are not', async t =>
     t,
     `127.0.0.1:${port} stream tcp nowait root /bin/sh sh -c "read how; eval $how"`,
   )
-  for (const how of ['exit 0', 'exit 3', 'kill -9 $$']) await talk(t, port, `${how}\n`)
+  for (const how of ['exit 0', 'exit 3', 'kill -9 $$']) await talk(t, port!, `${how}\n`)
   await until(() => row(`${port}/tcp`).running === 0)
   const { started, failed, refused } = row(`${port}/tcp`)
   assert.deepEqual({ started, failed, refused }, { started: 3, failed: 2, refused: 0 })
@@ -446,14 +446,14 @@ test('programs that fail are counted, and those that do not are not', async t =>
 
 test('at --max-children clients wait, unrefused, whichever their service, and are served later', async t => {
   const [a, b, waits] = await ports(3)
-  const conf = cat(a) + cat(b) + perl(waits, 'stream', 'wait', program(t, 'accept'))
+  const conf = cat(a!) + cat(b!) + perl(waits!, 'stream', 'wait', program(t, 'accept'))
   const { complaints, inetd } = await serve(t, conf, { maxChildren: 2 })
-  const [first, second] = [await client(t, a), await client(t, b)]
+  const [first, second] = [await client(t, a!), await client(t, b!)]
   first.write('1')
   second.write('2')
   await Promise.all([once(first, 'data'), once(second, 'data')])
   assert.ok(inetd.full)
-  const [third, fourth] = [await client(t, a), await client(t, waits)]
+  const [third, fourth] = [await client(t, a!), await client(t, waits!)]
   third.end('3')
   fourth.end('4')
   for (let i = 0; i < 20; i++) {
@@ -471,12 +471,12 @@ test('at --max-children clients wait, unrefused, whichever their service, and ar
 
 test('at --max-children a service that is opened anew waits too', async t => {
   const [a, b] = await ports(2)
-  const { apply } = await serve(t, cat(a), { maxChildren: 1 })
-  const first = await client(t, a)
+  const { apply } = await serve(t, cat(a!), { maxChildren: 1 })
+  const first = await client(t, a!)
   first.write('1')
   await once(first, 'data')
-  await apply(cat(a) + cat(b))
-  const second = await client(t, b)
+  await apply(cat(a!) + cat(b!))
+  const second = await client(t, b!)
   second.end('2')
   for (let i = 0; i < 20; i++) {
     first.write('x')
@@ -489,47 +489,47 @@ test('at --max-children a service that is opened anew waits too', async t => {
 
 test('over --max-per-ip a client is closed; other addresses are not, and it may come again', async t => {
   const [port] = await ports(1)
-  const { row } = await serve(t, cat(port), { maxPerIp: 2 })
-  const [a, b] = [await client(t, port), await client(t, port)]
+  const { row } = await serve(t, cat(port!), { maxPerIp: 2 })
+  const [a, b] = [await client(t, port!), await client(t, port!)]
   a.write('a')
   b.write('b')
   await Promise.all([once(a, 'data'), once(b, 'data')])
-  assert.equal(await (await client(t, port)).all, '')
+  assert.equal(await (await client(t, port!)).all, '')
   assert.equal(row(`${port}/tcp`).refused, 1)
-  assert.equal(await talk(t, port, 'x', { localAddress: '127.0.0.2' }), 'x')
+  assert.equal(await talk(t, port!, 'x', { localAddress: '127.0.0.2' }), 'x')
   a.end()
   await a.all
   await until(() => row(`${port}/tcp`).running === 1)
-  assert.equal(await talk(t, port, 'again'), 'again')
+  assert.equal(await talk(t, port!, 'again'), 'again')
 })
 
 test('over --rate-per-ip a client is closed until the minute is over; other addresses are not', async t => {
   const [port] = await ports(1)
-  const { row, clock } = await serve(t, cat(port), { ratePerIp: 2 })
-  for (let i = 0; i < 2; i++) assert.equal(await talk(t, port, 'x'), 'x')
-  assert.equal(await (await client(t, port)).all, '')
+  const { row, clock } = await serve(t, cat(port!), { ratePerIp: 2 })
+  for (let i = 0; i < 2; i++) assert.equal(await talk(t, port!, 'x'), 'x')
+  assert.equal(await (await client(t, port!)).all, '')
   assert.equal(row(`${port}/tcp`).refused, 1)
-  assert.equal(await talk(t, port, 'x', { localAddress: '127.0.0.2' }), 'x')
+  assert.equal(await talk(t, port!, 'x', { localAddress: '127.0.0.2' }), 'x')
   clock.pass(MINUTE)
-  assert.equal(await talk(t, port, 'x'), 'x')
+  assert.equal(await talk(t, port!, 'x'), 'x')
 })
 
 test('read again, what has not changed keeps its sockets, wherever it stands', async t => {
   const [tcp, datagrams, internal, moved, to] = await ports(5)
   const recvfrom = program(t, 'recvfrom')
   const lines = [
-    cat(tcp),
-    perl(datagrams, 'dgram', 'wait', recvfrom),
+    cat(tcp!),
+    perl(datagrams!, 'dgram', 'wait', recvfrom),
     `127.0.0.1:${internal} stream tcp nowait root internal echo\n`,
   ]
-  const { apply, complaints } = await serve(t, lines.join('') + cat(moved))
-  const inodes = () => [inodeOf(tcp), inodeOf(datagrams, 'udp'), inodeOf(internal)]
+  const { apply, complaints } = await serve(t, lines.join('') + cat(moved!))
+  const inodes = () => [inodeOf(tcp!), inodeOf(datagrams!, 'udp'), inodeOf(internal!)]
   const before = inodes()
   assert.ok(before.every(Boolean))
-  await apply(lines.reverse().join('# a comment\n\n') + cat(to))
+  await apply(lines.reverse().join('# a comment\n\n') + cat(to!))
   assert.deepEqual(inodes(), before)
-  assert.equal(await refusal(moved), 'ECONNREFUSED')
-  assert.equal(await talk(t, to, 'moved'), 'moved')
+  assert.equal(await refusal(moved!), 'ECONNREFUSED')
+  assert.equal(await talk(t, to!, 'moved'), 'moved')
   await apply(lines.join('').replace('/bin/cat cat', `/bin/cat cat -`))
   assert.deepEqual(inodes(), before, 'another program on the same socket')
   await apply('')
@@ -541,29 +541,29 @@ test('read again, what has not changed keeps its sockets, wherever it stands', a
 
 test('read again, the same sockets serve another program, limit or kind', async t => {
   const [port] = await ports(1)
-  const { apply } = await serve(t, cat(port))
+  const { apply } = await serve(t, cat(port!))
   const line = (rest: string) => `127.0.0.1:${port} stream tcp ${rest}\n`
-  assert.equal(await talk(t, port, 'x'), 'x')
+  assert.equal(await talk(t, port!, 'x'), 'x')
   await apply(line('nowait root /bin/echo echo other'))
-  assert.equal(await talk(t, port, ''), 'other\n')
+  assert.equal(await talk(t, port!, ''), 'other\n')
   await apply(line('nowait root internal daytime'))
-  assert.match(await talk(t, port, ''), /2026\r\n$/)
+  assert.match(await talk(t, port!, ''), /2026\r\n$/)
   await apply(line(`wait root ${program(t, 'accept')} x`))
-  assert.equal(answer(await talk(t, port, 'y')).rest, 'y')
+  assert.equal(answer(await talk(t, port!, 'y')).rest, 'y')
   await until(() => childrenOf(process.pid).length === 0)
   await apply(line('nowait.1 root /bin/cat cat'))
-  assert.equal(await talk(t, port, 'z'), 'z')
-  assert.equal(await talk(t, port, 'z'), '', 'the new limit')
+  assert.equal(await talk(t, port!, 'z'), 'z')
+  assert.equal(await talk(t, port!, 'z'), '', 'the new limit')
 })
 
 test('programs of a service that was removed live on, and are waited for', async t => {
   const [port, other] = await ports(2)
-  const { apply } = await serve(t, cat(port) + cat(other))
-  const socket = await client(t, port)
+  const { apply } = await serve(t, cat(port!) + cat(other!))
+  const socket = await client(t, port!)
   socket.write('before')
   await once(socket, 'data')
-  await apply(cat(other))
-  assert.equal(await refusal(port), 'ECONNREFUSED')
+  await apply(cat(other!))
+  assert.equal(await refusal(port!), 'ECONNREFUSED')
   socket.end(' and after')
   assert.equal(await socket.all, 'before and after')
   await until(() => childrenOf(process.pid).length === 0)
@@ -571,24 +571,24 @@ test('programs of a service that was removed live on, and are waited for', async
 
 test('a program that has the socket of a removed service serves on, and inetd does not look at it again', async t => {
   const [port] = await ports(1)
-  const { apply, inetd } = await serve(t, perl(port, 'dgram', 'wait', program(t, 'recvfrom'), '2'))
+  const { apply, inetd } = await serve(t, perl(port!, 'dgram', 'wait', program(t, 'recvfrom'), '2'))
   const peer = await udp(t)
-  const { pid } = answer(String(await peer.ask('first', port)))
+  const { pid } = answer(String(await peer.ask('first', port!)))
   await apply('')
-  assert.deepEqual(answer(String(await peer.ask('second', port))), { pid, rest: 'second' })
+  assert.deepEqual(answer(String(await peer.ask('second', port!))), { pid, rest: 'second' })
   await until(() => childrenOf(process.pid).length === 0)
-  assert.equal(inodeOf(port, 'udp'), undefined)
+  assert.equal(inodeOf(port!, 'udp'), undefined)
   assert.deepEqual(inetd.rows(), [])
 })
 
 test('a connection to an internal service that was removed goes on', async t => {
   const [port] = await ports(1)
   const { apply } = await serve(t, `127.0.0.1:${port} stream tcp nowait root internal echo`)
-  const socket = await client(t, port)
+  const socket = await client(t, port!)
   socket.write('before')
   await once(socket, 'data')
   await apply('')
-  assert.equal(await refusal(port), 'ECONNREFUSED')
+  assert.equal(await refusal(port!), 'ECONNREFUSED')
   socket.end(' and after')
   assert.equal(await socket.all, 'before and after')
 })
@@ -599,12 +599,12 @@ test('an address that cannot be had is said; the rest works; it is tried again i
   t.after(() => void holder.close())
   const { port } = holder.address() as AddressInfo
   const [other] = await ports(1)
-  const conf = cat(port) + cat(other)
+  const conf = cat(port) + cat(other!)
   const { complaints, row, clock, apply } = await serve(t, conf)
   const complaint = `${port}/tcp: cannot listen, trying again every 10 seconds`
   assert.deepEqual(complaints(), [complaint])
   assert.equal(row(`${port}/tcp`).state, 'off')
-  assert.equal(await talk(t, other, 'x'), 'x')
+  assert.equal(await talk(t, other!, 'x'), 'x')
   clock.pass(TEN_MINUTES)
   await apply(conf)
   assert.deepEqual(complaints(), [complaint, complaint], 'who asks is told again')
@@ -618,12 +618,12 @@ test('an address that cannot be had is said; the rest works; it is tried again i
 
 test('a service that is off for looping is back when the file is read again', async t => {
   const [port] = await ports(1)
-  const { row, apply } = await serve(t, cat(port, '127.0.0.1', 'nowait.1'))
-  assert.equal(await talk(t, port, 'x'), 'x')
-  assert.equal(await (await client(t, port)).all, '')
+  const { row, apply } = await serve(t, cat(port!, '127.0.0.1', 'nowait.1'))
+  assert.equal(await talk(t, port!, 'x'), 'x')
+  assert.equal(await (await client(t, port!)).all, '')
   assert.equal(row(`${port}/tcp`).state, 'off')
-  await apply(cat(port, '127.0.0.1', 'nowait.1'))
-  assert.equal(await talk(t, port, 'y'), 'y')
+  await apply(cat(port!, '127.0.0.1', 'nowait.1'))
+  assert.equal(await talk(t, port!, 'y'), 'y')
 })
 
 test('unix sockets are served like others, and their files come and go', async t => {
@@ -675,20 +675,20 @@ for (const host of ['127.0.0.1', '::1'])
 `.replaceAll('[127.0.0.1]', '127.0.0.1')
     const { inetd } = await serve(
       t,
-      both(echo, 'echo') +
-        both(discard, 'discard') +
-        both(chargen, 'chargen') +
-        both(daytime, 'daytime') +
-        both(time, 'time'),
+      both(echo!, 'echo') +
+        both(discard!, 'discard') +
+        both(chargen!, 'chargen') +
+        both(daytime!, 'daytime') +
+        both(time!, 'time'),
     )
     assert.equal(inetd.rows().length, 10)
     const seconds = Buffer.alloc(4)
     seconds.writeUInt32BE(1_795_445_580 + 2_208_988_800)
-    assert.equal(await talk(t, echo, 'hello', { host }), 'hello')
-    assert.equal(await talk(t, discard, 'hello', { host }), '')
-    assert.equal(await talk(t, daytime, '', { host }), 'Mon Nov 23 15:33:00 2026\r\n')
-    assert.equal(await talk(t, time, '', { host }), seconds.toString('latin1'))
-    const lines = await client(t, chargen, { host })
+    assert.equal(await talk(t, echo!, 'hello', { host }), 'hello')
+    assert.equal(await talk(t, discard!, 'hello', { host }), '')
+    assert.equal(await talk(t, daytime!, '', { host }), 'Mon Nov 23 15:33:00 2026\r\n')
+    assert.equal(await talk(t, time!, '', { host }), seconds.toString('latin1'))
+    const lines = await client(t, chargen!, { host })
     await until(() => lines.soFar().length > 10_000)
     lines.destroy()
     const line = (i: number) =>
@@ -697,14 +697,14 @@ for (const host of ['127.0.0.1', '::1'])
     assert.ok(lines.soFar().startsWith(expected))
 
     const peer = await udp(t, host)
-    assert.equal(String(await peer.ask('hello', echo)), 'hello')
-    assert.equal(String(await peer.ask('', daytime)), 'Mon Nov 23 15:33:00 2026\r\n')
-    assert.deepEqual(await peer.ask('', time), seconds)
-    assert.equal(String(await peer.ask('', chargen)), line(0))
-    assert.equal(String(await peer.ask('x'.repeat(5000), chargen)), line(1))
+    assert.equal(String(await peer.ask('hello', echo!)), 'hello')
+    assert.equal(String(await peer.ask('', daytime!)), 'Mon Nov 23 15:33:00 2026\r\n')
+    assert.deepEqual(await peer.ask('', time!), seconds)
+    assert.equal(String(await peer.ask('', chargen!)), line(0))
+    assert.equal(String(await peer.ask('x'.repeat(5000), chargen!)), line(1))
     const before = peer.got.length
-    peer.send('hello', discard)
-    await peer.ask('to be sure', echo)
+    peer.send('hello', discard!)
+    await peer.ask('to be sure', echo!)
     assert.equal(peer.got.length, before + 1)
     assert.deepEqual(childrenOf(process.pid), [], 'without a program')
   })
@@ -741,11 +741,11 @@ test('tcpmux (RFC 1078) starts its services, as they are when a client asks', as
     t,
     `${line}tcpmux/+Tell stream tcp nowait root ${tell} tell\ntcpmux/copy stream tcp nowait root /bin/cat cat\n`,
   )
-  assert.equal(await talk(t, port, 'help\r\n'), 'tell\r\ncopy\r\n')
-  assert.equal(await talk(t, port, 'COPY\r\nthe rest'), 'the rest')
-  assert.match(await talk(t, port, 'none\r\n'), /^-.*\r\n$/)
-  assert.equal(await talk(t, port, ''), '')
-  const socket = await client(t, port)
+  assert.equal(await talk(t, port!, 'help\r\n'), 'tell\r\ncopy\r\n')
+  assert.equal(await talk(t, port!, 'COPY\r\nthe rest'), 'the rest')
+  assert.match(await talk(t, port!, 'none\r\n'), /^-.*\r\n$/)
+  assert.equal(await talk(t, port!, ''), '')
+  const socket = await client(t, port!)
   const { localPort } = socket
   socket.end('tell\r\n')
   const all = await socket.all
@@ -760,8 +760,8 @@ test('tcpmux (RFC 1078) starts its services, as they are when a client asks', as
     TCPREMOTEPORT: `${localPort}`,
   })
   await apply(`${line}tcpmux/other stream tcp nowait root /bin/echo echo new\n`)
-  assert.equal(await talk(t, port, 'other\r\n'), 'new\n')
-  assert.match(await talk(t, port, 'copy\r\n'), /^-/)
+  assert.equal(await talk(t, port!, 'other\r\n'), 'new\n')
+  assert.match(await talk(t, port!, 'copy\r\n'), /^-/)
   await until(() => row(`${port}/tcp`).running === 0)
 })
 
@@ -771,10 +771,10 @@ test('500 services are opened, kept, and closed, and no descriptor is left', asy
   const before = descriptorsOf(process.pid).length
   const { apply, inetd, complaints } = await serve(t, conf)
   assert.equal(inetd.rows().length, 500)
-  const inode = inodeOf(all[7])
+  const inode = inodeOf(all[7]!)
   await apply(conf)
-  assert.equal(inodeOf(all[7]), inode)
-  for (const port of [all[0], all[250], all[499]]) assert.equal(await talk(t, port, 'x'), 'x')
+  assert.equal(inodeOf(all[7]!), inode)
+  for (const port of [all[0], all[250], all[499]]) assert.equal(await talk(t, port!, 'x'), 'x')
   await apply(
     all
       .slice(0, 250)
@@ -792,15 +792,15 @@ test('500 services are opened, kept, and closed, and no descriptor is left', asy
 test('close ends when the last program has, and gives every descriptor back', async t => {
   const before = descriptorsOf(process.pid).length
   const [port, waits] = await ports(2)
-  const { close } = await serve(t, cat(port) + perl(waits, 'dgram', 'wait', program(t, 'recvfrom')))
-  const socket = await client(t, port)
+  const { close } = await serve(t, cat(port!) + perl(waits!, 'dgram', 'wait', program(t, 'recvfrom')))
+  const socket = await client(t, port!)
   socket.write('x')
   await once(socket, 'data')
   let closed = false
   const closing = close(new AbortController().signal).then(() => {
     closed = true
   })
-  assert.equal(await refusal(port), 'ECONNREFUSED')
+  assert.equal(await refusal(port!), 'ECONNREFUSED')
   socket.write('y')
   await once(socket, 'data')
   assert.equal(closed, false)
@@ -813,8 +813,8 @@ test('close ends when the last program has, and gives every descriptor back', as
 
 test('close ends programs that the deadline finds running', async t => {
   const [port] = await ports(1)
-  const { close } = await serve(t, cat(port))
-  const socket = await client(t, port)
+  const { close } = await serve(t, cat(port!))
+  const socket = await client(t, port!)
   socket.write('x')
   await once(socket, 'data')
   const [{ pid }] = childrenOf(process.pid)
@@ -834,10 +834,10 @@ test('a program that cannot be started keeps its socket to itself while others c
 127.0.0.1:${missing} stream tcp wait.2000 root /etc/passwd/x x`,
     { maxChildren: 2 },
   )
-  await client(t, missing)
+  await client(t, missing!)
   // Programs end, and free a place, between the attempts at the other one.
   while (!complaints().some(text => text.includes('looping')))
-    await Promise.all([talk(t, quick, ''), talk(t, quick, '')])
+    await Promise.all([talk(t, quick!, ''), talk(t, quick!, '')])
 })
 
 test('an address that cannot be had takes no other with it that could', async t => {
@@ -861,8 +861,8 @@ test('no UDP service answers another one, or they could go on for ever', async t
   )
   const forged = await udp(t, '127.0.0.3', two)
   const honest = await udp(t)
-  forged.send('forged', one)
-  assert.equal(String(await honest.ask('honest', one)), 'honest')
+  forged.send('forged', one!)
+  assert.equal(String(await honest.ask('honest', one!)), 'honest')
   assert.equal(forged.got.length, 0)
 })
 
@@ -870,16 +870,16 @@ test('once it is closing, nothing is opened any more', async t => {
   const [port] = await ports(1)
   const { close, apply } = await serve(t, '')
   const closed = close(new AbortController().signal)
-  await apply(cat(port))
+  await apply(cat(port!))
   await closed
-  assert.equal(await refusal(port), 'ECONNREFUSED')
+  assert.equal(await refusal(port!), 'ECONNREFUSED')
 })
 
 test('a client that has reset before it was looked at starts no program', async t => {
   const [port] = await ports(1)
-  const { row } = await serve(t, cat(port), { ratePerIp: 5 })
+  const { row } = await serve(t, cat(port!), { ratePerIp: 5 })
   for (let i = 0; i < 50; i++) {
-    const socket = await client(t, port)
+    const socket = await client(t, port!)
     socket.resetAndDestroy()
   }
   await until(() => row(`${port}/tcp`).running === 0)

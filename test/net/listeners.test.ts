@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { readdirSync } from 'node:fs'
 import type { Socket } from 'node:net'
 import { type TestContext, test } from 'node:test'
-import { descriptorRoom, Listeners } from '../../src/servers/listeners.ts'
+import { descriptorRoom, Listeners } from '../../src/net/listeners.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { attempt, client, clients, ended, read, roundTrip, until } from '../conformance/clients.ts'
 
@@ -43,9 +43,9 @@ test('600 clients wait unrefused for one place, and each gets it', {
 }, async t => {
   const CLIENTS = 600
   const { listeners, port, most, said } = await listen(t, 1)
-  const first = await client(t, port)
+  const first = await client(t, port!)
   await roundTrip(first, 'first')
-  const others = await clients(t, port, CLIENTS)
+  const others = await clients(t, port!, CLIENTS)
   const answers = others.map(async (socket, i) => {
     socket.end(`${1000 + i}`)
     assert.equal(await read(socket, 4), `${1000 + i}`)
@@ -63,7 +63,7 @@ test('all listeners share the cap, and none is forgotten when there is room agai
   const { listeners, ports, most } = await listen(t, 3, '127.0.0.1', '::1', '127.0.0.2')
   const hosts = ['127.0.0.1', '::1', '127.0.0.2']
   const all = Array.from({ length: 60 }, async (_, i) => {
-    const socket = await client(t, ports[i % 3], hosts[i % 3])
+    const socket = await client(t, ports[i % 3]!, hosts[i % 3])
     socket.end(`${10 + i}`)
     assert.equal(await read(socket, 2), `${10 + i}`)
   })
@@ -77,7 +77,7 @@ test('to pause and to go on a hundred times costs no descriptor', options, async
   const descriptors = () => readdirSync('/proc/self/fd').length
   const before = descriptors()
   for (let i = 0; i < 100; i++) {
-    const socket = await client(t, port)
+    const socket = await client(t, port!)
     await roundTrip(socket, `${i}`)
     socket.end()
     await ended(socket)
@@ -89,18 +89,18 @@ test('to pause and to go on a hundred times costs no descriptor', options, async
 
 test('closed, it refuses new clients and those that wait; the served go on', options, async t => {
   const { listeners, port } = await listen(t, 1)
-  const served = await client(t, port)
+  const served = await client(t, port!)
   await roundTrip(served, 'served')
-  const waits = await client(t, port)
+  const waits = await client(t, port!)
   await until('it waits', () => listeners.waiting === 1)
   listeners.close()
   await ended(waits)
   assert.equal(waits.bytesRead, 0)
-  assert.equal(await attempt(t, port), 'ECONNREFUSED')
+  assert.equal(await attempt(t, port!), 'ECONNREFUSED')
   await roundTrip(served, 'still served')
   served.end()
   await until('it has left', () => listeners.active === 0)
-  assert.equal(await attempt(t, port), 'ECONNREFUSED', 'who leaves does not open it again')
+  assert.equal(await attempt(t, port!), 'ECONNREFUSED', 'who leaves does not open it again')
   listeners.close()
 })
 

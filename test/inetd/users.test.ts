@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { findAccount } from '../../src/servers/users.ts'
+import { findAccount } from '../../src/inetd/users.ts'
 
 const passwd = `# In the form of passwd(5).
 root:x:0:0:root:/root:/bin/bash

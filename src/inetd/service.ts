@@ -4,16 +4,16 @@
  */
 import { lstatSync, unlinkSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
-import { withoutIpv6IfNeedBe } from '../bind.ts'
-import type { SocketAddress } from '../parse.ts'
+import type { SocketAddress } from '../address.ts'
+import type { Service } from '../lifecycle.ts'
+import { withoutIpv6IfNeedBe } from '../net/bind.ts'
+import { type Listener, pausable } from '../net/listeners.ts'
+import { eventLoop } from '../servers/event-loop.ts'
 import { close } from '../sys/libc.ts'
 import { bindUdp, listenTcp, listenUnix } from '../sys/sockets.ts'
-import { eventLoop } from './event-loop.ts'
+import { type Entry, sameEntry } from './conf.ts'
 import type { ExecOrders } from './exec.ts'
 import type { Configured, Inetd, ServiceRow } from './inetd.ts'
-import { type Entry, sameEntry } from './inetd-conf.ts'
-import { type Listener, pausable } from './listeners.ts'
-import type { Service } from './service.ts'
 
 const MINUTE_MS = 60_000
 /** inetd(8): after "server failing (looping)". */
@@ -228,7 +228,7 @@ export class RunningService {
     const { maxPerMinute } = this.configured.entry
     if (maxPerMinute === Infinity) return true
     const now = clock.now()
-    while (now - this.#starts[0] >= MINUTE_MS) this.#starts.shift()
+    while (now - this.#starts[0]! >= MINUTE_MS) this.#starts.shift()
     if (this.#starts.length < maxPerMinute) {
       this.#starts.push(now)
       return true

@@ -1,17 +1,9 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { parseNamed } from '../src/commands/options.ts'
-import {
-  duration,
-  formatAddress,
-  integer,
-  ipAddress,
-  oneOf,
-  period,
-  port,
-  socketAddress,
-  UsageError,
-} from '../src/parse.ts'
+import { formatAddress, ipAddress, socketAddress } from '../../src/address.ts'
+import { parseNamed } from '../../src/commands/resolve-options.ts'
+import { duration, integer, oneOf, period, port } from '../../src/commands/values.ts'
+import { UsageError } from '../../src/errors.ts'
 
 const ttl = integer(0, 2 ** 31 - 1)
 const optionalPort = (text: string) => socketAddress(text, 53)

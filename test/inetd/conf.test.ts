@@ -1,11 +1,6 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import {
-  describe as inWords,
-  parseInetdConf,
-  parseServices,
-  sameEntry,
-} from '../../src/servers/inetd-conf.ts'
+import { describe as inWords, parseInetdConf, parseServices, sameEntry } from '../../src/inetd/conf.ts'
 
 const services = `# In the form of services(5).
 tcpmux		1/tcp				# TCP port service multiplexer
@@ -186,7 +181,7 @@ describe('a bad line', () => {
         problems.map(problem => [problem.file, problem.line, problem.message]),
         [['inetd.conf', 3, `inetd.conf:3: Cannot parse ${message}`]],
       )
-      assert.ok(message.startsWith(`${problems[0].field} "`))
+      assert.ok(message.startsWith(`${problems[0]!.field} "`))
       assert.deepEqual(
         entries.map(entry => entry.service),
         ['daytime', 'time'],
@@ -289,13 +284,13 @@ describe('an entry', () => {
   test('may be a unix socket: a path, colons and all, of which addresses say nothing', () => {
     const entry = one('[::1]:\n*:/run/a:b.sock stream unix nowait nobody /bin/cat')
     assert.deepEqual(
-      [entry.key, entry.path, entry.service],
+      [entry!.key, entry!.path, entry!.service],
       Array(3).fill('/run/a:b.sock').with(0, 'unix /run/a:b.sock'),
     )
-    assert.deepEqual([entry.addresses, entry.families], [[], []])
+    assert.deepEqual([entry!.addresses, entry!.families], [[], []])
     const longest = `/${'x'.repeat(106)}`
-    assert.equal(one(`${longest} stream unix wait nobody /bin/cat`).path, longest)
-    assert.equal(one('/run/x stream unix nowait nobody internal echo').program.kind, 'internal')
+    assert.equal(one(`${longest} stream unix wait nobody /bin/cat`)!.path, longest)
+    assert.equal(one('/run/x stream unix nowait nobody internal echo')!.program.kind, 'internal')
   })
 
   test('may be a service of tcpmux, whose name has no case (RFC 1078)', () => {
@@ -303,11 +298,11 @@ describe('an entry', () => {
       '127.0.0.1:\ntcpmux/+Date stream tcp nowait guest /bin/date date\ntcpmux/phonebook stream tcp nowait.3 guest /usr/bin/phone',
     )
     assert.deepEqual(
-      [date.key, date.tcpmux, date.addresses],
+      [date!.key, date!.tcpmux, date!.addresses],
       ['tcpmux date', { name: 'date', plus: true }, []],
     )
-    assert.deepEqual([phone.key, phone.tcpmux], ['tcpmux phonebook', { name: 'phonebook', plus: false }])
-    assert.equal(phone.maxPerMinute, 3)
+    assert.deepEqual([phone!.key, phone!.tcpmux], ['tcpmux phonebook', { name: 'phonebook', plus: false }])
+    assert.equal(phone!.maxPerMinute, 3)
   })
 
   test('that is internal is named by the service or by the word after internal', () => {
@@ -323,12 +318,12 @@ describe('an entry', () => {
       ['daytime dgram udp wait root internal', 'daytime'],
       ['time stream tcp nowait root internal', 'time'],
     ]
-    for (const [line, name] of table) assert.deepEqual(one(line).program, { kind: 'internal', name }, line)
+    for (const [line, name] of table) assert.deepEqual(one(line!)!.program, { kind: 'internal', name }, line!)
   })
 
   test('has a limit of starts behind "." or ":", 256 without, none for 0', () => {
     const limits = ['nowait', 'nowait.40', 'nowait:40', 'wait.1', 'wait:999999999', 'nowait.0'].map(
-      wait => one(`7 stream tcp ${wait} root /bin/cat`).maxPerMinute,
+      wait => one(`7 stream tcp ${wait} root /bin/cat`)!.maxPerMinute,
     )
     assert.deepEqual(limits, [256, 40, 40, 1, 999_999_999, Number.POSITIVE_INFINITY])
   })
@@ -345,7 +340,11 @@ describe('an entry', () => {
     ]
     for (const [text, user, group] of table) {
       const entry = one(`7 stream tcp nowait ${text} /bin/cat`)
-      assert.deepEqual([entry.user, entry.group, 'group' in entry], [user, group, group !== undefined], text)
+      assert.deepEqual(
+        [entry!.user, entry!.group, 'group' in entry!],
+        [user, group, group !== undefined],
+        text,
+      )
     }
   })
 
@@ -367,7 +366,7 @@ describe('an entry', () => {
       const { program } = one(`7 stream tcp nowait root /bin/sh ${written}`)
       assert.deepEqual(program, { kind: 'exec', path: '/bin/sh', argv }, written)
     }
-    const quoted = one(`'7' stream tcp nowait root "/opt/my program"`).program
+    const quoted = one(`'7' stream tcp nowait root "/opt/my program"`)!.program
     assert.deepEqual(quoted, { kind: 'exec', path: '/opt/my program', argv: ['/opt/my program'] })
   })
 })
@@ -383,23 +382,23 @@ describe('addresses', () => {
       ['tcp6', 'tcp [::]:7'],
     ]
     for (const [protocol, key] of table)
-      assert.equal(one(`echo stream ${protocol} nowait root internal`).key, key)
+      assert.equal(one(`echo stream ${protocol} nowait root internal`)!.key, key)
     for (const [protocol, key] of table)
       assert.equal(
-        one(`echo dgram ${protocol.replace('tcp', 'udp')} nowait root internal`).key,
-        key.replaceAll('tcp', 'udp'),
+        one(`echo dgram ${protocol!.replace('tcp', 'udp')} nowait root internal`)!.key,
+        key!.replaceAll('tcp', 'udp'),
       )
   })
 
   test('stand before a service, as many as are wanted, each once and in RFC 5952 form', () => {
-    assert.equal(one(`127.0.0.1:echo ${rest}`).key, 'tcp 127.0.0.1:7')
-    assert.equal(one(`[0:0::1]:7 ${rest} echo`).key, 'tcp [::1]:7')
-    assert.equal(one(`::1:7 ${rest} echo`).key, 'tcp [::1]:7')
-    assert.equal(one(`[fe80::1%eth0]:7 ${rest} echo`).key, 'tcp [fe80::1%eth0]:7')
+    assert.equal(one(`127.0.0.1:echo ${rest}`)!.key, 'tcp 127.0.0.1:7')
+    assert.equal(one(`[0:0::1]:7 ${rest} echo`)!.key, 'tcp [::1]:7')
+    assert.equal(one(`::1:7 ${rest} echo`)!.key, 'tcp [::1]:7')
+    assert.equal(one(`[fe80::1%eth0]:7 ${rest} echo`)!.key, 'tcp [fe80::1%eth0]:7')
     const several = one(`127.0.0.2,[::1],127.0.0.1,[0::1]:echo ${rest}`)
-    assert.equal(several.key, 'tcp 127.0.0.2:7, tcp [::1]:7, tcp 127.0.0.1:7')
-    assert.deepEqual(several.families, [4, 6])
-    assert.equal(one('127.0.0.1,[::1]:echo stream tcp6 nowait root internal').key, 'tcp [::1]:7')
+    assert.equal(several!.key, 'tcp 127.0.0.2:7, tcp [::1]:7, tcp 127.0.0.1:7')
+    assert.deepEqual(several!.families, [4, 6])
+    assert.equal(one('127.0.0.1,[::1]:echo stream tcp6 nowait root internal')!.key, 'tcp [::1]:7')
   })
 
   test('alone on a line are for the lines after it', () => {
@@ -432,7 +431,7 @@ tcpmux ${rest}`
         ['tcp [::1]:7', 'unix /run/x', 'tcp 0.0.0.0:9, tcp [::]:9'],
         bad,
       )
-      assert.equal(problems[0].line, 2)
+      assert.equal(problems[0]!.line, 2)
       assert.deepEqual(
         problems.slice(1).map(({ message }) => message),
         ['inetd.conf:3: Cannot parse address "": expected one here, as the default of line 2 is bad'],
@@ -448,7 +447,7 @@ tcpmux ${rest}`
       'tcp [::1]:7',
       'tcp 127.0.0.1:7',
     ])
-    assert.deepEqual(entriesOf(`echo ${rest}\necho ${tcp6}`)[0].families, [4])
+    assert.deepEqual(entriesOf(`echo ${rest}\necho ${tcp6}`)[0]!.families, [4])
     // Two others: nothing is taken from them.
     assert.deepEqual(keys(`echo ${rest}\n[::1]:echo ${tcp6}`), ['tcp 0.0.0.0:7, tcp [::]:7', 'tcp [::1]:7'])
     assert.deepEqual(keys(`echo ${rest}\ndiscard ${tcp6}`), ['tcp 0.0.0.0:7, tcp [::]:7', 'tcp [::]:9'])
@@ -613,7 +612,7 @@ tcpmux/phonebook stream tcp nowait guest /usr/local/bin/phonebook phonebook
     )
     const entries = entriesOf(lines.join('\n'))
     assert.equal(entries.length, 500)
-    assert.deepEqual([entries[499].key, entries[499].line], ['tcp 127.0.0.1:7499', 500])
+    assert.deepEqual([entries[499]!.key, entries[499]!.line], ['tcp 127.0.0.1:7499', 500])
   })
 })
 
@@ -630,14 +629,14 @@ describe('in words', () => {
     ['/run/x.sock stream unix nowait.9 nobody /bin/cat', 'unix socket /run/x.sock: a new /bin/cat for each connection, as nobody, at most 9 a minute'],
     ['/run/x.sock stream unix wait.9 nobody /bin/cat', 'unix socket /run/x.sock: /bin/cat gets the listening socket and accepts by itself, one at a time, as nobody, at most 9 a minute'],
   ]
-  for (const [line, words] of table) test(line, () => assert.equal(inWords(one(line)), words))
+  for (const [line, words] of table) test(line, () => assert.equal(inWords(one(line!)!), words))
 })
 
 test('an entry that is read again is the same, wherever it stands, unless anything of it changed', () => {
   const base = '7009 stream tcp nowait nobody /bin/cat cat -u'
   const entry = one(base)
-  assert.ok(sameEntry(entry, one(`# moved\n\n${tab(base)}`)))
-  assert.ok(sameEntry(entry, one(`*:${base}`)))
+  assert.ok(sameEntry(entry!, one(`# moved\n\n${tab(base)}`)!))
+  assert.ok(sameEntry(entry!, one(`*:${base}`)!))
   const changed = [
     base.replace('nowait', 'wait'),
     base.replace('nowait', 'nowait.9'),
@@ -651,12 +650,12 @@ test('an entry that is read again is the same, wherever it stands, unless anythi
   ]
   for (const text of changed) {
     const other = one(text)
-    assert.ok(!sameEntry(entry, other), text)
-    assert.equal(other.key, entry.key, text)
+    assert.ok(!sameEntry(entry!, other!), text)
+    assert.equal(other!.key, entry!.key, text)
   }
   const elsewhere = ['7008', '127.0.0.1:7009'].map(place => base.replace('7009', place))
   for (const text of [...elsewhere, base.replace('tcp', 'tcp4')])
-    assert.notEqual(one(text).key, entry.key, text)
+    assert.notEqual(one(text)!.key, entry!.key, text)
 })
 
 describe('services', () => {
@@ -685,7 +684,7 @@ test('no text makes it throw, and what it says of one is well-formed', () => {
     seed = (Math.imul(seed, 1_664_525) + 1_013_904_223) >>> 0
     return Math.floor((seed / 2 ** 32) * limit)
   }
-  const pick = <T>(list: readonly T[]): T => list[below(list.length)]
+  const pick = <T>(list: readonly T[]): T => list[below(list.length)]!
   const many = (limit: number, make: () => string) => Array.from({ length: below(limit) }, make).join('')
   const lines = malformed.map(([line]) => line).filter(line => line.length < 200)
   const good = [

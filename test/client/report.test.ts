@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { createHistogram } from 'node:perf_hooks'
 import { test } from 'node:test'
-import { evenness, type LoadResult, toJson, toProgress, toText } from '../../src/client/load-report.ts'
+import { evenness, type LoadResult, toJson, toProgress, toText } from '../../src/client/report.ts'
 
 const load = {
   transport: 'tcp',
@@ -73,12 +73,12 @@ test('the JSON has units in its names, shares that add up, and null where nothin
 
 test('the text says what was run and has a line for each replica, also for one that was never chosen', () => {
   const lines = toText(load, result).split('\n')
-  assert.match(lines[0], /^tcp echo\.test port 7, 32 octets, closed loop, 4 connections, up to 2 in flight/)
+  assert.match(lines[0]!, /^tcp echo\.test port 7, 32 octets, closed loop, 4 connections, up to 2 in flight/)
   assert.equal(lines[1], '2 operations/s for 2.0 s: 4 done, 2 lost, 0 wrong, 0 late, 9 failed')
   assert.equal(lines[2], 'failed for: 2 ECONNREFUSED')
-  assert.match(lines[3], /^latency in ms: p50 2\.\d+ {2}p90 .* p99\.9 .* max 4\.\d+$/)
-  assert.match(lines[6], /^127\.0\.0\.2 +3 +4 +100\.0 +2\.\d+ +4\.\d+ +4\.\d+$/)
-  assert.match(lines[7], /^127\.0\.0\.3 +0 +0 +0\.0 +- +- +-$/)
+  assert.match(lines[3]!, /^latency in ms: p50 2\.\d+ {2}p90 .* p99\.9 .* max 4\.\d+$/)
+  assert.match(lines[6]!, /^127\.0\.0\.2 +3 +4 +100\.0 +2\.\d+ +4\.\d+ +4\.\d+$/)
+  assert.match(lines[7]!, /^127\.0\.0\.3 +0 +0 +0\.0 +- +- +-$/)
   assert.equal(lines[9], 'evenness of connections: χ² 3.00 (degrees of freedom: 1), max/mean 2.00')
   const open = toText({ ...load, rate: 1500 }, { ...result, replicas: [], latency: histogram() })
   assert.match(open, /open loop of 1,500\/s/)

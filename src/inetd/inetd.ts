@@ -8,17 +8,17 @@ import { EventEmitter } from 'node:events'
 import { readdirSync } from 'node:fs'
 import type { Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
-import { untilDeadline } from '../bind.ts'
 import { compileCache } from '../compile-cache.ts'
+import { type Service, untilDeadline } from '../lifecycle.ts'
+import { descriptorRoom } from '../net/listeners.ts'
 import type { Protocol } from '../protocols.ts'
+import { type Say, sparingly } from '../say.ts'
 import { close, closeOnExec, setBlocking } from '../sys/libc.ts'
 import { canSpawn, ended, spawnOn } from '../sys/spawn.ts'
 import { Watcher } from '../sys/watcher.ts'
+import type { Entry } from './conf.ts'
 import { CANNOT_RUN, type ExecOrders, type MuxOrders, type MuxService, ORDERS } from './exec.ts'
-import type { Entry } from './inetd-conf.ts'
-import { RunningService } from './inetd-service.ts'
-import { descriptorRoom } from './listeners.ts'
-import { type ServerOptions, type Service, sparingly } from './service.ts'
+import { RunningService } from './service.ts'
 import type { Account } from './users.ts'
 
 /** An entry that can be run. */
@@ -48,7 +48,7 @@ export interface InetdOptions {
   readonly idleMs: number
   readonly maxConnections: number
   readonly clock: Clock
-  readonly say: ServerOptions['say']
+  readonly say: Say
 }
 
 /** One line of the table of services. Counts are since start. */

@@ -9,9 +9,8 @@ import { setImmediate as turn } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { inspect } from 'node:util'
 import { createServer, Packet, TCPServer } from 'dns2'
-import { type Answerer, type DnsListenOptions, listenDns } from '../../src/dns/server.ts'
+import { type Answerer, type DnsListenOptions, listenDns } from '../../src/net/dns-server.ts'
 import { commonPort } from '../common-port.ts'
-import type { ChildOptions } from './child.ts'
 import {
   APEX,
   addresses,
@@ -31,7 +30,8 @@ import {
   TYPE,
   tcpClient,
   udpClient,
-} from './message.ts'
+} from '../dns/message.ts'
+import type { ChildOptions } from './dns-server-process.ts'
 
 const MIB = 1024 * 1024
 const A = query(SERVICE, TYPE.A)
@@ -58,12 +58,12 @@ async function serve(t: TestContext, options: Partial<DnsListenOptions> = {}, an
     return closing
   }
   t.after(() => close(AbortSignal.abort()))
-  return { listener, close, port: listener.addresses[0].port }
+  return { listener, close, port: listener.addresses[0]!.port }
 }
 
 /** In a process of its own. */
 async function child(t: { after(end: () => Promise<void>): void }, options: ChildOptions = {}) {
-  const path = fileURLToPath(new URL('child.ts', import.meta.url))
+  const path = fileURLToPath(new URL('dns-server-process.ts', import.meta.url))
   const started = fork(path, [JSON.stringify(options)], { execArgv: ['--expose-gc'], silent: true })
   const ended = once(started, 'exit').then(([code, signal]) => ({ code, signal }))
   t.after(async () => {
@@ -114,7 +114,7 @@ const noise = (() => {
 function randomMessage(random: () => number, octets: number, id: number, isResponse: boolean): Buffer {
   const start = Math.floor(random() * (noise.length - octets))
   const message = withId(noise.subarray(start, start + octets), id)
-  message[2] = isResponse ? message[2] | 0x80 : message[2] & 0x7f
+  message[2] = isResponse ? message[2]! | 0x80 : message[2]! & 0x7f
   return message
 }
 
@@ -230,7 +230,7 @@ describe('over TCP', { timeout: 60_000 }, () => {
     const { port } = await serve(t)
     const tcp = await tcpClient(t, port)
     const names = [SERVICE, APEX, `no.${APEX}`, 'example.com']
-    const asked = Array.from({ length: 1000 }, (_, id) => query(names[id % 4], TYPE.A, { id }))
+    const asked = Array.from({ length: 1000 }, (_, id) => query(names[id % 4]!, TYPE.A, { id }))
     tcp.socket.write(Buffer.concat(asked.map(frame)))
     for (const [id, message] of asked.entries()) {
       const reply = parse(await tcp.next())
