@@ -8,6 +8,8 @@ export interface SocketAddress {
   readonly port: number
 }
 
+export type Transport = 'udp' | 'tcp'
+
 /** A port that clients are told, so never 0. */
 export function portNumber(text: string): number {
   const value = Number(text)

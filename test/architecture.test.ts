@@ -41,7 +41,7 @@ const below: Record<string, readonly string[]> = {
   cli: ['commands', ...base],
   commands: [...Object.keys(siblings), ...base],
   ...Object.fromEntries(Object.entries(siblings).map(([name, others]) => [name, [...others, ...base]])),
-  sys: ['address'],
+  sys: ['address', 'program'],
   address: ['errors'],
   lifecycle: [],
   say: [],

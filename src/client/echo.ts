@@ -2,7 +2,7 @@
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { connect } from 'node:net'
-import { isIpv6, type SocketAddress } from '../address.ts'
+import { isIpv6, type SocketAddress, type Transport } from '../address.ts'
 
 export interface EchoSession {
   /**
@@ -13,8 +13,6 @@ export interface EchoSession {
   exchange(payload: Buffer, signal: AbortSignal): Promise<Buffer>
   close(): void
 }
-
-export type Transport = 'udp' | 'tcp'
 
 export const openEcho = (
   transport: Transport,

@@ -7,8 +7,7 @@
  * that it held up: coordinated omission (Gil Tene, "How NOT to Measure Latency"; his wrk2 measures so too).
  */
 import { createHistogram, type RecordableHistogram } from 'node:perf_hooks'
-import type { SocketAddress } from '../address.ts'
-import type { Transport } from './echo.ts'
+import type { SocketAddress, Transport } from '../address.ts'
 import { Payloads } from './payload.ts'
 import type { LoadProgress, LoadResult, ReplicaResult } from './report.ts'
 import { type Answer, type ResolveMode, resolver } from './resolve.ts'

@@ -1,8 +1,8 @@
 /** A connection of `load`, over UDP or TCP alike: events instead of promises, nothing made for each message. */
 import { createSocket } from 'node:dgram'
 import { connect } from 'node:net'
+import type { Transport } from '../address.ts'
 import { isIpv6, type SocketAddress } from '../address.ts'
-import type { Transport } from './echo.ts'
 
 export interface Wire {
   send(payload: Buffer): void

@@ -1,19 +1,13 @@
 /** `roundelay echo`: one replica, as one of the server models. */
 import { hostname } from 'node:os'
-import { formatAddress, type SocketAddress } from '../address.ts'
+import { formatAddress, type SocketAddress, type Transport } from '../address.ts'
 import { UsageError } from '../errors.ts'
-import { withoutIpv6IfNeedBe } from '../net/bind.ts'
+import { retryWithoutIpv6 } from '../net/bind.ts'
 import { startAdmin } from '../ops/admin.ts'
 import { createLog } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
 import { echo } from '../protocols.ts'
-import {
-  type EchoService,
-  type ModelName,
-  models,
-  type ServerModel,
-  type Transport,
-} from '../servers/service.ts'
+import { type EchoService, type ModelName, models, type ServerModel } from '../servers/service.ts'
 import { whyUnavailable } from '../sys/available.ts'
 import { type FlagName, flagText, type Options, type Run } from './options.ts'
 
@@ -64,7 +58,7 @@ export const run: Run<'echo'> = async (options, _args, { version, exit, takeSign
   // Who asks for addresses gets all of them or an error.
   const service = await (options.given.has('listen')
     ? listen(options.listen)
-    : withoutIpv6IfNeedBe(options.listen, listen))
+    : retryWithoutIpv6(options.listen, listen))
   const { counters } = service
   const whoami = () => ({
     name: options.name ?? (process.env.POD_NAME || hostname()),

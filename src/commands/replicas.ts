@@ -10,8 +10,9 @@ import { fileURLToPath } from 'node:url'
 import { formatAddress, type SocketAddress } from '../address.ts'
 import { httpGet } from '../client/http.ts'
 import { compileCache } from '../compile-cache.ts'
+import { programUrl } from '../program.ts'
 
-const cli = fileURLToPath(new URL('../cli.ts', import.meta.url))
+const cli = fileURLToPath(programUrl('../cli', import.meta.url))
 const START_TIMEOUT_MS = 60_000
 const START_POLL_MS = 50
 const STOP_TIMEOUT_MS = 1000

@@ -1,7 +1,7 @@
 /** `roundelay send`: the book's echo client (TLPI 60.2, id_echo_cl), over TCP too. */
 
-import { formatAddress } from '../address.ts'
-import { type EchoSession, openEcho, type Transport } from '../client/echo.ts'
+import { formatAddress, type Transport } from '../address.ts'
+import { type EchoSession, openEcho } from '../client/echo.ts'
 import { resolver } from '../client/resolve.ts'
 import { UsageError } from '../errors.ts'
 import type { Options, Run } from './options.ts'

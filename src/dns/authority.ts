@@ -1,7 +1,7 @@
 /** The authoritative server without its sockets: Snapshots in, the zone and its serial kept, queries answered. */
 import { Packet } from 'dns2'
+import type { Transport } from '../address.ts'
 import type { Snapshot } from '../endpoints/pool.ts'
-import type { DnsTransport } from '../net/dns-server.ts'
 import { type Reply, type RespondOptions, respond, type Turn } from './respond.ts'
 import { compileZone, nextSerial, type Zone, type ZoneOptions } from './zone.ts'
 
@@ -12,9 +12,9 @@ interface AuthorityOptions extends ZoneOptions, Pick<RespondOptions, 'maxAnswers
 
 /** What became of a query, for metrics. The texts are few: types and codes without a name are "other". */
 export interface AuthorityEvents {
-  answered(transport: DnsTransport, type: string, rcode: string, truncated: boolean, seconds: number): void
+  answered(transport: Transport, type: string, rcode: string, truncated: boolean, seconds: number): void
   /** No header, or itself a response: there was no reply. */
-  dropped(transport: DnsTransport): void
+  dropped(transport: Transport): void
   /** A fault of ours; the query gets no reply, the server lives on. */
   failed(error: Error): void
 }
@@ -65,7 +65,7 @@ export class Authority {
     return compileZone(this.#options, this.snapshots, serial)
   }
 
-  answer(message: Buffer, transport: DnsTransport): Reply | undefined {
+  answer(message: Buffer, transport: Transport): Reply | undefined {
     const started = performance.now()
     const { maxAnswers, serverId, version } = this.#options
     const options = {

@@ -11,6 +11,7 @@ import { fileURLToPath } from 'node:url'
 import { compileCache } from '../compile-cache.ts'
 import { type Service, untilDeadline } from '../lifecycle.ts'
 import { descriptorRoom } from '../net/listeners.ts'
+import { programUrl } from '../program.ts'
 import type { Protocol } from '../protocols.ts'
 import { type Say, sparingly } from '../say.ts'
 import { close, closeOnExec, setBlocking } from '../sys/libc.ts'
@@ -69,7 +70,7 @@ const REAP_MS = 100
 /** What is over after a while; the rest is wrong with the program. */
 const SHORTAGES = new Set(['EAGAIN', 'ENOMEM', 'EMFILE', 'ENFILE'])
 const MAX_REMEMBERED_IPS = 100_000
-const shim = fileURLToPath(new URL('exec.ts', import.meta.url))
+const shim = fileURLToPath(programUrl('exec', import.meta.url))
 
 export class Inetd implements Service {
   readonly name = 'inetd'

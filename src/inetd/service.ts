@@ -6,7 +6,7 @@ import { lstatSync, unlinkSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
 import type { SocketAddress } from '../address.ts'
 import type { Service } from '../lifecycle.ts'
-import { withoutIpv6IfNeedBe } from '../net/bind.ts'
+import { retryWithoutIpv6 } from '../net/bind.ts'
 import { type Listener, pausable } from '../net/listeners.ts'
 import { eventLoop } from '../servers/event-loop.ts'
 import { close } from '../sys/libc.ts'
@@ -86,7 +86,7 @@ export class RunningService {
     this.#cancelRetry()
     this.#state = 'opening'
     try {
-      await withoutIpv6IfNeedBe(this.configured.entry.addresses, addresses => this.#open(addresses))
+      await retryWithoutIpv6(this.configured.entry.addresses, addresses => this.#open(addresses))
       if (this.#closed) return
       this.#state = 'listening'
       if (again) this.#inetd.options.say('info', `${this.#label}: listening again`, {})

@@ -104,7 +104,7 @@ export const openUdp =
   }
 
 /** On a machine that has no IPv6, "every address" is those of IPv4: `open` is called again without `::`. */
-export async function withoutIpv6IfNeedBe<T>(
+export async function retryWithoutIpv6<T>(
   addresses: readonly SocketAddress[],
   open: (addresses: readonly SocketAddress[]) => Promise<T>,
 ): Promise<T> {

@@ -6,16 +6,14 @@ import type { RemoteInfo } from 'node:dgram'
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import { TCPServer, UDPServer } from 'dns2'
-import type { SocketAddress } from '../address.ts'
+import type { SocketAddress, Transport } from '../address.ts'
 import { HEADER_OCTETS } from '../dns/query.ts'
 import type { Reply } from '../dns/respond.ts'
 import { untilDeadline } from '../lifecycle.ts'
 import { bindAll, MAX_QUEUED_OCTETS, openTcp, openUdp, udpOptions } from './bind.ts'
 
-export type DnsTransport = 'udp' | 'tcp'
-
 /** Answers one message, or undefined where none is due. Must not throw. */
-export type Answerer = (message: Buffer, transport: DnsTransport) => Reply | undefined
+export type Answerer = (message: Buffer, transport: Transport) => Reply | undefined
 
 interface DnsListener {
   readonly addresses: readonly SocketAddress[]

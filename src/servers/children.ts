@@ -3,11 +3,12 @@ import { type ChildProcess, type IOType, spawn } from 'node:child_process'
 import type { Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { compileCache } from '../compile-cache.ts'
+import { programUrl } from '../program.ts'
 import { type ChildOrders, CONTROL } from './orders.ts'
 
 /** Long, for a busy machine. */
 const START_DEADLINE_MS = 20_000
-const program = fileURLToPath(new URL('child.ts', import.meta.url))
+const program = fileURLToPath(programUrl('child', import.meta.url))
 
 export interface Child {
   readonly process: ChildProcess

@@ -7,6 +7,7 @@ import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import { untilDeadline } from '../lifecycle.ts'
 import { RECEIVE_BUFFER_OCTETS } from '../net/bind.ts'
+import { programUrl } from '../program.ts'
 import { type Protocol, SMALL_SERVICE_PORTS } from '../protocols.ts'
 import { headers } from '../sys/layouts.ts'
 import { close, shutdown } from '../sys/libc.ts'
@@ -33,7 +34,7 @@ export async function iterative({ name, module }: Protocol, { listen }: Options)
   const threads = sockets.map(({ fd }) => {
     const counts = new Float64Array(new SharedArrayBuffer(octets))
     const workerData: ThreadOrders = { protocol: { name, module }, fd, blocked, counts, stop }
-    const program = new URL('iterative-thread.ts', import.meta.url)
+    const program = programUrl('iterative-thread', import.meta.url)
     const worker = new Worker(program, { workerData, execArgv: [] })
     // Without its thread the server is deaf: better that it ends and is started again.
     worker.on('error', error => {

@@ -1,11 +1,9 @@
 /** What all server models are: what each is given, what each gives. */
-import type { SocketAddress } from '../address.ts'
+import type { SocketAddress, Transport } from '../address.ts'
 import type { Service } from '../lifecycle.ts'
 import type { Listeners } from '../net/listeners.ts'
 import type { Protocol } from '../protocols.ts'
 import type { Say } from '../say.ts'
-
-export type Transport = 'udp' | 'tcp'
 
 /** The models in the book's order (TLPI 60 and 63), and the transports that each is made for. */
 export const models = {

@@ -5,6 +5,7 @@
 import { once } from 'node:events'
 import { writeSync } from 'node:fs'
 import { Worker } from 'node:worker_threads'
+import { programUrl } from '../program.ts'
 import { epollEvent, headers } from './layouts.ts'
 import { check, close, epollCreate, epollCtl, eventfd } from './libc.ts'
 import { WAKE, type WatcherOrders } from './watcher-thread.ts'
@@ -24,7 +25,7 @@ export class Watcher {
   constructor() {
     check(epollCtl(this.#epoll, EPOLL_CTL_ADD, this.#eventfd, event(EPOLLIN, WAKE)), 'epoll_ctl')
     const workerData: WatcherOrders = { epoll: this.#epoll }
-    this.#thread = new Worker(new URL('watcher-thread.ts', import.meta.url), { workerData, execArgv: [] })
+    this.#thread = new Worker(programUrl('watcher-thread', import.meta.url), { workerData, execArgv: [] })
     this.ready = once(this.#thread, 'message')
     this.#thread.on('message', (token: number) => this.#readable(token))
     // Without it nothing is noticed any more: better to end, and be started again.

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { EventEmitter, once } from 'node:events'
 import { type TestContext, test } from 'node:test'
-import { formatAddress, type SocketAddress } from '../../src/address.ts'
+import { formatAddress, type SocketAddress, type Transport } from '../../src/address.ts'
 import { parseSource } from '../../src/commands/values.ts'
 import { Authority } from '../../src/dns/authority.ts'
 import { policies } from '../../src/dns/rotation.ts'
@@ -9,7 +9,7 @@ import { dnsSource } from '../../src/endpoints/dns.ts'
 import { endpoint } from '../../src/endpoints/endpoint.ts'
 import type { EndpointStatus } from '../../src/endpoints/pool.ts'
 import { Expected } from '../../src/errors.ts'
-import { type Answerer, type DnsTransport, listenDns } from '../../src/net/dns-server.ts'
+import { type Answerer, listenDns } from '../../src/net/dns-server.ts'
 
 const NAME = 'echo.farm.test'
 
@@ -50,7 +50,7 @@ const isAaaa = (message: Buffer) => message.includes(Buffer.from([4, 0x74, 0x65,
 
 /** A resolver on real sockets, whose answers can be changed while it runs. */
 async function resolver(t: TestContext, first: Answerer) {
-  const seen: DnsTransport[] = []
+  const seen: Transport[] = []
   const asked = new EventEmitter()
   const state = { answer: first, seen, asked, address: { address: '', port: 0 } as SocketAddress }
   const listener = await listenDns(
