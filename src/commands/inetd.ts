@@ -1,15 +1,18 @@
 /** `roundelay inetd`: the internet superserver. */
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { userInfo } from 'node:os'
 import { formatAddress } from '../address.ts'
+import { systemClock } from '../clock.ts'
 import { UsageError } from '../errors.ts'
-import { describe, type Entry, type LookUp, parseInetdConf, parseServices } from '../inetd/conf.ts'
-import type { Configured, Inetd } from '../inetd/inetd.ts'
+import { type LookUp, parseInetdConf, parseServices } from '../inetd/conf.ts'
+import { describe, type Entry, type InternalName, socketNames } from '../inetd/entry.ts'
+import type { Inetd } from '../inetd/inetd.ts'
+import type { Configured } from '../inetd/service.ts'
 import { type Account, findAccount } from '../inetd/users.ts'
 import { startAdmin } from '../ops/admin.ts'
 import { createLog } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
-import { smallServices } from '../protocols.ts'
+import { type Protocol, smallServices } from '../protocols.ts'
 import { whyUnavailable } from '../sys/available.ts'
 import type { Run } from './options.ts'
 
@@ -28,31 +31,9 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
   if (why) throw new UsageError(`Cannot run inetd here: it needs Linux' socket API, and ${why}`)
   const first = readOrExplain(files)
   const log = await createLog({ level: options.logLevel, name: 'inetd' })
-  const { Inetd } = await import('../inetd/inetd.ts')
-  const inetd: Inetd = new Inetd({
-    protocols: smallServices(clock),
-    maxChildren: options.maxChildren,
-    maxPerIp: options.maxPerIp || Infinity,
-    ratePerIp: options.ratePerIp || Infinity,
-    maxConnections: options.maxConnections,
-    idleMs: options.idleTimeout,
-    clock: {
-      now: () => performance.now(),
-      after(ms, task) {
-        const timer = setTimeout(task, ms)
-        return () => clearTimeout(timer)
-      },
-    },
-    say: (level, message, details) => log[level](details, message),
-  })
-  const apply = async ({ configured, problems }: Read) => {
-    for (const message of problems) log.error(message)
-    await inetd.apply(configured)
-    if (inetd.closing) return
-    log.info({ files, services: configured.length, bad: problems.length }, 'configuration read')
-  }
-  const services = () => inetd.rows()
-  // One after the other: the file that was written last is the one that counts.
+  const { startInetd } = await import('../inetd/inetd.ts')
+  await hideDescriptorsFromPrograms()
+  // One file after the other: the version that was written last is the one that counts.
   const { promise: begun, resolve: begin } = Promise.withResolvers<void>()
   let applying = begun.then(() => apply(first))
   let applied = false
@@ -65,6 +46,23 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
       }
     })
   })
+  const inetd = await startInetd({
+    protocol: internalProtocol,
+    maxChildren: options.maxChildren,
+    maxPerIp: options.maxPerIp || Infinity,
+    ratePerIp: options.ratePerIp || Infinity,
+    maxConnections: options.maxConnections,
+    idleMs: options.idleTimeout,
+    clock: systemClock,
+    say: (level, message, details) => log[level](details, message),
+  })
+  const apply = async ({ configured, problems }: Read) => {
+    for (const message of problems) log.error(message)
+    await inetd.apply(configured)
+    if (inetd.closing) return
+    log.info({ files, services: configured.length, bad: problems.length }, 'configuration read')
+  }
+  const services = () => inetd.rows()
   const admin = await startAdmin({
     listen: options.admin,
     log,
@@ -74,7 +72,7 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
     notReady: () => (applied ? undefined : 'starting'),
     connections: () => services().reduce((sum, { running }) => sum + running, 0),
     close: deadline => inetd.close(deadline),
-    // Its clients are not sent here by answers that it could leave first.
+    // No DNS answers send clients here, so there is nothing to leave before the end.
     drainMs: 0,
     graceMs: options.drain,
     exit,
@@ -88,13 +86,13 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
 
 interface Read {
   readonly configured: readonly Configured[]
-  /** What is wrong, as whole lines. */
+  /** What is wrong, one sentence each. */
   readonly problems: readonly string[]
-  /** All entries and problems in plain words, in the order of the files. */
+  /** All entries and problems in words, in the order of the files. */
   readonly lines: readonly { readonly line: number; readonly text: string }[]
 }
 
-/** At the start a file that cannot be read is the user's to mend. */
+/** At the start, a file that cannot be read is the user's mistake. */
 function readOrExplain(files: readonly string[], verifyOnly = false): Read {
   try {
     return readConfiguration(files, verifyOnly)
@@ -103,7 +101,7 @@ function readOrExplain(files: readonly string[], verifyOnly = false): Read {
   }
 }
 
-/** `verifyOnly`: it need not be for us to start the programs. */
+/** `verifyOnly`: entries are accepted even if this user may not start their programs. */
 function readConfiguration(files: readonly string[], verifyOnly = false): Read {
   const lookUp = servicesDatabase()
   const [passwd, group] = [readIfAny('/etc/passwd'), readIfAny('/etc/group')]
@@ -119,7 +117,7 @@ function readConfiguration(files: readonly string[], verifyOnly = false): Read {
     for (const entry of entries) {
       const at = `${file}:${entry.line}`
       try {
-        const sockets = entry.key.split(', ')
+        const sockets = socketNames(entry)
         const taken = sockets.find(socket => known.has(socket))
         if (taken) throw new Error(`${known.get(taken)} has the socket ${taken} already`)
         configured.push({ entry, account: accountOf(entry, passwd, group, verifyOnly) })
@@ -143,9 +141,9 @@ function readConfiguration(files: readonly string[], verifyOnly = false): Read {
   }
 }
 
-/** Undefined for whoever runs inetd; throws an Error for a user that does not exist or that we may not become. */
+/** Undefined for the user of inetd. Throws an Error if the user does not exist or we may not run programs as them. */
 function accountOf(entry: Entry, passwd: string, group: string, verifyOnly: boolean): Account | undefined {
-  if (entry.program.kind === 'internal') return undefined
+  if (entry.kind === 'internal' || entry.kind === 'multiplexer') return undefined
   const self = userInfo()
   if (entry.user === self.username && entry.group === undefined) return undefined
   const account = findAccount(passwd, group, entry.user, entry.group)
@@ -155,10 +153,18 @@ function accountOf(entry: Entry, passwd: string, group: string, verifyOnly: bool
   return account
 }
 
-/** Slim images have no database: then the names of our own services stand. */
+const protocols = () => smallServices(clock)
+
+function internalProtocol(name: InternalName): Protocol {
+  const found = protocols().find(protocol => protocol.name === name)
+  if (!found) throw new Error(`there is no internal service "${name}"`)
+  return found
+}
+
+/** Slim images have no /etc/services: the names of the internal services are always known. */
 function servicesDatabase(): LookUp {
   const fromFile = parseServices(readIfAny('/etc/services'))
-  const own = new Map([...smallServices(clock).map(({ name, port }) => [name, port] as const), ['tcpmux', 1]])
+  const own = new Map([...protocols().map(({ name, port }) => [name, port] as const), ['tcpmux', 1]])
   return (name, protocol) => fromFile(name, protocol) ?? own.get(name)
 }
 
@@ -178,6 +184,12 @@ const clock = {
     const [weekday, month, day, year] = now.toDateString().split(' ')
     return `${weekday} ${month} ${day!.replace(/^0/, ' ')} ${now.toTimeString().slice(0, 8)} ${year}`
   },
+}
+
+/** The kernel passes inherited descriptors on to programs unless they are close-on-exec. */
+async function hideDescriptorsFromPrograms(): Promise<void> {
+  const { closeOnExec } = await import('../sys/libc.ts')
+  for (const fd of readdirSync('/proc/self/fd').map(Number)) if (fd > 2) closeOnExec(fd)
 }
 
 const samples = (inetd: Inetd): Sample[] =>

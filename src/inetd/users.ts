@@ -1,14 +1,14 @@
-/** passwd(5) and group(5) → what a process needs to run as somebody: pure. Only these files are asked, no directory service. */
+/** Finds in passwd(5) and group(5) what a process needs to run as a user. Pure. Directory services are not asked. */
 
 export interface Account {
   readonly name: string
   readonly uid: number
   readonly gid: number
-  /** Whether groups name the user as a member besides the one above. */
+  /** Whether the user is a member of groups other than `gid`. */
   readonly supplementary: boolean
 }
 
-/** Both files as text. Throws an Error that says who is not in which. */
+/** `passwd` and `group` are the texts of the files. Throws an Error that names the missing user or group. */
 export function findAccount(passwd: string, group: string, user: string, groupName?: string): Account {
   const found = rows(passwd).find(([name]) => name === user)
   if (!found) throw new Error(`there is no user "${user}" in /etc/passwd`)

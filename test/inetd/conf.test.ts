@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { describe as inWords, parseInetdConf, parseServices, sameEntry } from '../../src/inetd/conf.ts'
+import { isIpv6 } from '../../src/address.ts'
+import { parseInetdConf, parseServices } from '../../src/inetd/conf.ts'
+import { type Entry, describe as inWords, sameEntry } from '../../src/inetd/entry.ts'
 
 const services = `# In the form of services(5).
 tcpmux		1/tcp				# TCP port service multiplexer
@@ -34,11 +36,22 @@ const entriesOf = (text: string) => {
 const one = (text: string) => {
   const entries = entriesOf(text)
   assert.equal(entries.length, 1, text)
-  return entries[0]
+  return entries[0]!
+}
+function ofKind<K extends Entry['kind']>(kind: K, entry: Entry): Extract<Entry, { kind: K }> {
+  assert.equal(entry.kind, kind)
+  return entry as Extract<Entry, { kind: K }>
+}
+function socketsOf(entry: Entry) {
+  assert.ok(entry.kind !== 'tcpmux')
+  return entry.sockets
+}
+function familiesOf(entry: Entry): number[] {
+  const sockets = socketsOf(entry)
+  assert.ok(sockets.family === 'inet')
+  return sockets.addresses.map(({ address }) => (isIpv6(address) ? 6 : 4))
 }
 const keys = (text: string) => entriesOf(text).map(({ key }) => key)
-
-const tab = (text: string) => text.replaceAll(' ', '\t')
 
 const protocol = 'expected one of tcp, udp, tcp4, tcp6, udp4, udp6, tcp46, udp46, unix'
 const address = 'expected * or IP addresses such as 127.0.0.1,[::1] (names are not looked up)'
@@ -245,63 +258,74 @@ describe('an entry', () => {
       {
         entries: [
           {
+            kind: 'exec',
             key: 'udp 127.0.0.1:69',
             line: 2,
             service: 'tftp',
-            socketType: 'dgram',
             protocol: 'udp',
-            families: [4],
-            addresses: [{ address: '127.0.0.1', port: 69 }],
+            sockets: {
+              family: 'inet',
+              transport: 'udp',
+              addresses: [{ address: '127.0.0.1', port: 69 }],
+            },
             wait: true,
             maxPerMinute: 9,
             user: 'nobody',
             group: 'tftp',
-            program: { kind: 'exec', path: '/usr/sbin/in.tftpd', argv: ['in.tftpd', '-s', '/srv/my tftp'] },
+            program: { path: '/usr/sbin/in.tftpd', argv: ['in.tftpd', '-s', '/srv/my tftp'] },
           },
         ],
         problems: [],
       },
     ))
 
-  test('may be internal, and then never waits', () =>
+  test('may be internal, and then has no program', () =>
     assert.deepEqual(one('echo dgram udp wait root internal'), {
+      kind: 'internal',
       key: 'udp 0.0.0.0:7, udp [::]:7',
       line: 1,
       service: 'echo',
-      socketType: 'dgram',
       protocol: 'udp',
-      families: [4, 6],
-      addresses: [
-        { address: '0.0.0.0', port: 7 },
-        { address: '::', port: 7 },
-      ],
-      wait: false,
+      sockets: {
+        family: 'inet',
+        transport: 'udp',
+        addresses: [
+          { address: '0.0.0.0', port: 7 },
+          { address: '::', port: 7 },
+        ],
+      },
       maxPerMinute: 256,
       user: 'root',
-      program: { kind: 'internal', name: 'echo' },
+      name: 'echo',
     }))
 
   test('may be a unix socket: a path, colons and all, of which addresses say nothing', () => {
     const entry = one('[::1]:\n*:/run/a:b.sock stream unix nowait nobody /bin/cat')
-    assert.deepEqual(
-      [entry!.key, entry!.path, entry!.service],
-      Array(3).fill('/run/a:b.sock').with(0, 'unix /run/a:b.sock'),
-    )
-    assert.deepEqual([entry!.addresses, entry!.families], [[], []])
+    assert.deepEqual([entry.key, entry.service], ['unix /run/a:b.sock', '/run/a:b.sock'])
+    assert.deepEqual(socketsOf(entry), { family: 'unix', path: '/run/a:b.sock' })
     const longest = `/${'x'.repeat(106)}`
-    assert.equal(one(`${longest} stream unix wait nobody /bin/cat`)!.path, longest)
-    assert.equal(one('/run/x stream unix nowait nobody internal echo')!.program.kind, 'internal')
+    const { sockets } = ofKind('exec', one(`${longest} stream unix wait nobody /bin/cat`))
+    assert.deepEqual(sockets, { family: 'unix', path: longest })
+    assert.equal(one('/run/x stream unix nowait nobody internal echo').kind, 'internal')
   })
 
   test('may be a service of tcpmux, whose name has no case (RFC 1078)', () => {
     const [date, phone] = entriesOf(
       '127.0.0.1:\ntcpmux/+Date stream tcp nowait guest /bin/date date\ntcpmux/phonebook stream tcp nowait.3 guest /usr/bin/phone',
     )
-    assert.deepEqual(
-      [date!.key, date!.tcpmux, date!.addresses],
-      ['tcpmux date', { name: 'date', plus: true }, []],
-    )
-    assert.deepEqual([phone!.key, phone!.tcpmux], ['tcpmux phonebook', { name: 'phonebook', plus: false }])
+    const shown = [date!, phone!].map(entry => {
+      const { key, name, plus, program } = ofKind('tcpmux', entry)
+      return { key, name, plus, program }
+    })
+    assert.deepEqual(shown, [
+      { key: 'tcpmux date', name: 'date', plus: true, program: { path: '/bin/date', argv: ['date'] } },
+      {
+        key: 'tcpmux phonebook',
+        name: 'phonebook',
+        plus: false,
+        program: { path: '/usr/bin/phone', argv: ['/usr/bin/phone'] },
+      },
+    ])
     assert.equal(phone!.maxPerMinute, 3)
   })
 
@@ -313,17 +337,20 @@ describe('an entry', () => {
       ['7007 stream tcp nowait root internal echo', 'echo'],
       ['7007 dgram udp nowait root internal chargen', 'chargen'],
       ['sink stream tcp nowait root internal discard', 'discard'],
-      ['tcpmux stream tcp nowait root internal', 'tcpmux'],
-      ['7001 stream tcp nowait root internal tcpmux', 'tcpmux'],
       ['daytime dgram udp wait root internal', 'daytime'],
       ['time stream tcp nowait root internal', 'time'],
     ]
-    for (const [line, name] of table) assert.deepEqual(one(line!)!.program, { kind: 'internal', name }, line!)
+    for (const [line, name] of table) assert.equal(ofKind('internal', one(line!)).name, name, line)
+    for (const line of [
+      'tcpmux stream tcp nowait root internal',
+      '7001 stream tcp nowait root internal tcpmux',
+    ])
+      assert.equal(one(line).kind, 'multiplexer', line)
   })
 
   test('has a limit of starts behind "." or ":", 256 without, none for 0', () => {
     const limits = ['nowait', 'nowait.40', 'nowait:40', 'wait.1', 'wait:999999999', 'nowait.0'].map(
-      wait => one(`7 stream tcp ${wait} root /bin/cat`)!.maxPerMinute,
+      wait => one(`7 stream tcp ${wait} root /bin/cat`).maxPerMinute,
     )
     assert.deepEqual(limits, [256, 40, 40, 1, 999_999_999, Number.POSITIVE_INFINITY])
   })
@@ -340,11 +367,7 @@ describe('an entry', () => {
     ]
     for (const [text, user, group] of table) {
       const entry = one(`7 stream tcp nowait ${text} /bin/cat`)
-      assert.deepEqual(
-        [entry!.user, entry!.group, 'group' in entry!],
-        [user, group, group !== undefined],
-        text,
-      )
+      assert.deepEqual([entry.user, entry.group, 'group' in entry!], [user, group, group !== undefined], text)
     }
   })
 
@@ -363,11 +386,11 @@ describe('an entry', () => {
       [`sh ${'a '.repeat(4000)}`, ['sh', ...Array(4000).fill('a')]],
     ]
     for (const [written, argv] of table) {
-      const { program } = one(`7 stream tcp nowait root /bin/sh ${written}`)
-      assert.deepEqual(program, { kind: 'exec', path: '/bin/sh', argv }, written)
+      const { program } = ofKind('exec', one(`7 stream tcp nowait root /bin/sh ${written}`))
+      assert.deepEqual(program, { path: '/bin/sh', argv }, written)
     }
-    const quoted = one(`'7' stream tcp nowait root "/opt/my program"`)!.program
-    assert.deepEqual(quoted, { kind: 'exec', path: '/opt/my program', argv: ['/opt/my program'] })
+    const quoted = ofKind('exec', one(`'7' stream tcp nowait root "/opt/my program"`)).program
+    assert.deepEqual(quoted, { path: '/opt/my program', argv: ['/opt/my program'] })
   })
 })
 
@@ -382,23 +405,23 @@ describe('addresses', () => {
       ['tcp6', 'tcp [::]:7'],
     ]
     for (const [protocol, key] of table)
-      assert.equal(one(`echo stream ${protocol} nowait root internal`)!.key, key)
+      assert.equal(one(`echo stream ${protocol} nowait root internal`).key, key)
     for (const [protocol, key] of table)
       assert.equal(
-        one(`echo dgram ${protocol!.replace('tcp', 'udp')} nowait root internal`)!.key,
+        one(`echo dgram ${protocol!.replace('tcp', 'udp')} nowait root internal`).key,
         key!.replaceAll('tcp', 'udp'),
       )
   })
 
   test('stand before a service, as many as are wanted, each once and in RFC 5952 form', () => {
-    assert.equal(one(`127.0.0.1:echo ${rest}`)!.key, 'tcp 127.0.0.1:7')
-    assert.equal(one(`[0:0::1]:7 ${rest} echo`)!.key, 'tcp [::1]:7')
-    assert.equal(one(`::1:7 ${rest} echo`)!.key, 'tcp [::1]:7')
-    assert.equal(one(`[fe80::1%eth0]:7 ${rest} echo`)!.key, 'tcp [fe80::1%eth0]:7')
+    assert.equal(one(`127.0.0.1:echo ${rest}`).key, 'tcp 127.0.0.1:7')
+    assert.equal(one(`[0:0::1]:7 ${rest} echo`).key, 'tcp [::1]:7')
+    assert.equal(one(`::1:7 ${rest} echo`).key, 'tcp [::1]:7')
+    assert.equal(one(`[fe80::1%eth0]:7 ${rest} echo`).key, 'tcp [fe80::1%eth0]:7')
     const several = one(`127.0.0.2,[::1],127.0.0.1,[0::1]:echo ${rest}`)
-    assert.equal(several!.key, 'tcp 127.0.0.2:7, tcp [::1]:7, tcp 127.0.0.1:7')
-    assert.deepEqual(several!.families, [4, 6])
-    assert.equal(one('127.0.0.1,[::1]:echo stream tcp6 nowait root internal')!.key, 'tcp [::1]:7')
+    assert.equal(several.key, 'tcp 127.0.0.2:7, tcp [::1]:7, tcp 127.0.0.1:7')
+    assert.deepEqual(familiesOf(several), [4, 6, 4])
+    assert.equal(one('127.0.0.1,[::1]:echo stream tcp6 nowait root internal').key, 'tcp [::1]:7')
   })
 
   test('alone on a line are for the lines after it', () => {
@@ -447,7 +470,7 @@ tcpmux ${rest}`
       'tcp [::1]:7',
       'tcp 127.0.0.1:7',
     ])
-    assert.deepEqual(entriesOf(`echo ${rest}\necho ${tcp6}`)[0]!.families, [4])
+    assert.deepEqual(familiesOf(entriesOf(`echo ${rest}\necho ${tcp6}`)[0]!), [4])
     // Two others: nothing is taken from them.
     assert.deepEqual(keys(`echo ${rest}\n[::1]:echo ${tcp6}`), ['tcp 0.0.0.0:7, tcp [::]:7', 'tcp [::1]:7'])
     assert.deepEqual(keys(`echo ${rest}\ndiscard ${tcp6}`), ['tcp 0.0.0.0:7, tcp [::]:7', 'tcp [::]:9'])
@@ -532,10 +555,8 @@ tftp		dgram	udp4	wait	nobody	/usr/sbin/tcpd	/usr/sbin/in.tftpd --tftpd-timeout 3
       '12: TCP port 23 on every address: a new /usr/sbin/tcpd for each connection, as root, at most 256 a minute',
       '15: UDP port 69 on every IPv4 address: /usr/sbin/tcpd gets the socket while a datagram waits, one at a time, as nobody, at most 256 a minute',
     ])
-    const { program } = entriesOf(text)[4]
-    assert.deepEqual(program.kind === 'exec' && program.argv, [
-      ...['/usr/sbin/in.tftpd', '--tftpd-timeout', '300', '/srv/tftp'],
-    ])
+    const { program } = ofKind('exec', entriesOf(text)[4]!)
+    assert.deepEqual(program.argv, ['/usr/sbin/in.tftpd', '--tftpd-timeout', '300', '/srv/tftp'])
   })
 
   test('as OpenBSD and FreeBSD have it, with a line for each family', () => {
@@ -614,48 +635,6 @@ tcpmux/phonebook stream tcp nowait guest /usr/local/bin/phonebook phonebook
     assert.equal(entries.length, 500)
     assert.deepEqual([entries[499]!.key, entries[499]!.line], ['tcp 127.0.0.1:7499', 500])
   })
-})
-
-describe('in words', () => {
-  // biome-ignore format: a table
-  const table = [
-    ['7007 stream tcp nowait root internal echo', 'TCP port 7007 on every address: echo, answered inside inetd without a program'],
-    ['127.0.0.1:tftp dgram udp wait nobody:tftp /usr/sbin/in.tftpd', 'UDP port 69 on 127.0.0.1: /usr/sbin/in.tftpd gets the socket while a datagram waits, one at a time, as nobody:tftp, at most 256 a minute'],
-    ['7009 stream tcp nowait nobody /bin/cat', 'TCP port 7009 on every address: a new /bin/cat for each connection, as nobody, at most 256 a minute'],
-    ['7010 stream tcp wait.0 root /usr/bin/perl', 'TCP port 7010 on every address: /usr/bin/perl gets the listening socket and accepts by itself, one at a time, as root'],
-    ['127.0.0.1,[::1]:7009 stream tcp nowait.0 nobody /bin/cat', 'TCP port 7009 on 127.0.0.1, ::1: a new /bin/cat for each connection, as nobody'],
-    ['0.0.0.0,127.0.0.1:7009 stream tcp nowait.1 nobody /bin/cat', 'TCP port 7009 on 0.0.0.0, 127.0.0.1: a new /bin/cat for each connection, as nobody, at most 1 a minute'],
-    ['[::]:7009 stream tcp nowait.0 nobody /bin/cat', 'TCP port 7009 on every IPv6 address: a new /bin/cat for each connection, as nobody'],
-    ['/run/x.sock stream unix nowait.9 nobody /bin/cat', 'unix socket /run/x.sock: a new /bin/cat for each connection, as nobody, at most 9 a minute'],
-    ['/run/x.sock stream unix wait.9 nobody /bin/cat', 'unix socket /run/x.sock: /bin/cat gets the listening socket and accepts by itself, one at a time, as nobody, at most 9 a minute'],
-  ]
-  for (const [line, words] of table) test(line, () => assert.equal(inWords(one(line!)!), words))
-})
-
-test('an entry that is read again is the same, wherever it stands, unless anything of it changed', () => {
-  const base = '7009 stream tcp nowait nobody /bin/cat cat -u'
-  const entry = one(base)
-  assert.ok(sameEntry(entry!, one(`# moved\n\n${tab(base)}`)!))
-  assert.ok(sameEntry(entry!, one(`*:${base}`)!))
-  const changed = [
-    base.replace('nowait', 'wait'),
-    base.replace('nowait', 'nowait.9'),
-    base.replace('nowait', 'nowait.0'),
-    base.replace('nobody', 'root'),
-    base.replace('nobody', 'nobody:tty'),
-    base.replace('/bin/cat', '/bin/dog'),
-    base.replace(' -u', ''),
-    base.replace('-u', '"-u "'),
-    base.replace('/bin/cat cat -u', 'internal echo'),
-  ]
-  for (const text of changed) {
-    const other = one(text)
-    assert.ok(!sameEntry(entry!, other!), text)
-    assert.equal(other!.key, entry!.key, text)
-  }
-  const elsewhere = ['7008', '127.0.0.1:7009'].map(place => base.replace('7009', place))
-  for (const text of [...elsewhere, base.replace('tcp', 'tcp4')])
-    assert.notEqual(one(text)!.key, entry!.key, text)
 })
 
 describe('services', () => {

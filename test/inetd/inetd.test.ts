@@ -5,11 +5,13 @@ import { type AddressInfo, createServer } from 'node:net'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { parseInetdConf } from '../../src/inetd/conf.ts'
-import { type Clock, type Configured, Inetd, type InetdOptions } from '../../src/inetd/inetd.ts'
+import { type InetdOptions, startInetd } from '../../src/inetd/inetd.ts'
+import type { Configured } from '../../src/inetd/service.ts'
 import type { Account } from '../../src/inetd/users.ts'
 import { SMALL_SERVICE_PORTS, smallServices } from '../../src/protocols.ts'
 import { close } from '../../src/sys/libc.ts'
 import { listenUnix } from '../../src/sys/sockets.ts'
+import { VirtualClock } from '../support/virtual-clock.ts'
 import {
   childrenOf,
   client,
@@ -33,25 +35,6 @@ import {
 const MINUTE = 60_000
 const TEN_MINUTES = 10 * MINUTE
 
-/** Time that passes when the test says so. */
-class TestClock implements Clock {
-  #now = 1_000_000
-  readonly #tasks = new Set<{ readonly at: number; readonly task: () => void }>()
-  readonly now = () => this.#now
-
-  after(ms: number, task: () => void) {
-    const planned = { at: this.#now + ms, task }
-    this.#tasks.add(planned)
-    return () => void this.#tasks.delete(planned)
-  }
-
-  pass(ms: number) {
-    this.#now += ms
-    for (const planned of [...this.#tasks])
-      if (planned.at <= this.#now && this.#tasks.delete(planned)) planned.task()
-  }
-}
-
 interface Said {
   readonly level: string
   readonly message: string
@@ -61,9 +44,10 @@ interface Said {
 /** An Inetd in this process, closed when the test ends. Every entry runs as `account`, or as whoever runs the test. */
 async function serve(t: TestContext, conf: string, wanted: Partial<InetdOptions> = {}, account?: Account) {
   const said: Said[] = []
-  const clock = new TestClock()
-  const inetd = new Inetd({
-    protocols: smallServices({ seconds: () => 1_795_445_580, text: () => 'Mon Nov 23 15:33:00 2026' }),
+  const clock = new VirtualClock()
+  const protocols = smallServices({ seconds: () => 1_795_445_580, text: () => 'Mon Nov 23 15:33:00 2026' })
+  const inetd = await startInetd({
+    protocol: name => protocols.find(protocol => protocol.name === name)!,
     maxChildren: 1024,
     maxPerIp: Infinity,
     ratePerIp: Infinity,
@@ -341,9 +325,9 @@ test('a service that is started too often in a minute is off for ten, and then b
   assert.equal(row(`${port}/tcp`).refused, 1)
   assert.equal(await refusal(port!), 'ECONNREFUSED')
   assert.equal(await talk(t, other!, 'others are well'), 'others are well')
-  clock.pass(TEN_MINUTES - 1)
+  await clock.advance(TEN_MINUTES - 1)
   assert.equal(await refusal(port!), 'ECONNREFUSED')
-  clock.pass(1)
+  await clock.advance(1)
   await until(() => row(`${port}/tcp`).state === 'listening')
   for (let i = 0; i < 3; i++) assert.equal(await talk(t, port!, 'again'), 'again')
 })
@@ -353,7 +337,7 @@ test('starts that are a minute old do not count', async t => {
   const { clock, said } = await serve(t, cat(port!, '127.0.0.1', 'nowait.2'))
   for (let i = 0; i < 6; i++) {
     assert.equal(await talk(t, port!, 'x'), 'x')
-    clock.pass(MINUTE / 2)
+    await clock.advance(MINUTE / 2)
   }
   assert.deepEqual(said, [])
 })
@@ -370,7 +354,7 @@ test('a datagram that no program takes from its socket switches the service off,
   assert.equal(row(`${port}/udp`).started, 20)
   assert.equal(inodeOf(port!, 'udp'), undefined)
   assert.equal(await talk(t, other!, 'x'), 'x')
-  clock.pass(TEN_MINUTES)
+  await clock.advance(TEN_MINUTES)
   await until(() => row(`${port}/udp`).state === 'listening')
   peer.send('again', port!)
   await until(() => row(`${port}/udp`).started > 20)
@@ -424,10 +408,7 @@ test('a service that waits for a program that is missing tries again, and serves
   await until(() => complaints().length > 0)
   assert.deepEqual(complaints(), ['cannot start a program'])
   writeFileSync(path, readFileSync(program(t, 'recvfrom')), { mode: 0o755 })
-  await until(() => {
-    clock.pass(1000)
-    return peer.got.length > 0
-  })
+  while (peer.got.length === 0) await clock.advance(1000)
   assert.equal(answer(String(peer.got[0])).rest, 'patience')
   await until(() => row(`${port}/udp`).running === 0)
 })
@@ -510,7 +491,7 @@ test('over --rate-per-ip a client is closed until the minute is over; other addr
   assert.equal(await (await client(t, port!)).all, '')
   assert.equal(row(`${port}/tcp`).refused, 1)
   assert.equal(await talk(t, port!, 'x', { localAddress: '127.0.0.2' }), 'x')
-  clock.pass(MINUTE)
+  await clock.advance(MINUTE)
   assert.equal(await talk(t, port!, 'x'), 'x')
 })
 
@@ -605,13 +586,13 @@ test('an address that cannot be had is said; the rest works; it is tried again i
   assert.deepEqual(complaints(), [complaint])
   assert.equal(row(`${port}/tcp`).state, 'off')
   assert.equal(await talk(t, other!, 'x'), 'x')
-  clock.pass(TEN_MINUTES)
+  await clock.advance(TEN_MINUTES)
   await apply(conf)
   assert.deepEqual(complaints(), [complaint, complaint], 'who asks is told again')
   await once(holder.close(), 'close')
   await apply(conf)
   assert.equal(await talk(t, port, 'mended'), 'mended')
-  clock.pass(TEN_MINUTES)
+  await clock.advance(TEN_MINUTES)
   assert.equal(await talk(t, port, 'once only'), 'once only')
   assert.equal(complaints().length, 2)
 })

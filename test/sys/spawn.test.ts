@@ -4,25 +4,32 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { close } from '../../src/sys/libc.ts'
-import { canSpawn, ended, spawnOn } from '../../src/sys/spawn.ts'
-import { Watcher } from '../../src/sys/watcher.ts'
+import { createSpawner, type Spawner } from '../../src/sys/spawn.ts'
+import { startWatcher } from '../../src/sys/watcher.ts'
 import { test } from './kernel.ts'
+
+function spawnerHere(): Spawner {
+  const spawner = createSpawner()
+  assert.ok(spawner, 'this kernel has no pidfds')
+  return spawner
+}
 
 /** Runs a script of the shell with a file as its descriptors 0, 1 and 2. */
 async function shell(t: TestContext, script: string, env: NodeJS.ProcessEnv = {}) {
   const folder = mkdtempSync(join(tmpdir(), 'roundelay-spawn-'))
   const file = join(folder, 'out')
   const fd = openSync(file, 'w+')
-  const watcher = new Watcher()
+  const watcher = await startWatcher()
   t.after(async () => {
     closeSync(fd)
     await watcher.close()
     rmSync(folder, { recursive: true })
   })
-  const started = spawnOn(fd, '/bin/sh', ['name', '-c', script], env)
+  const spawner = spawnerHere()
+  const started = spawner.spawn(fd, '/bin/sh', ['name', '-c', script], env)
   await new Promise<void>(resolve => watcher.watch(started.pidfd, resolve))
   close(started.pidfd)
-  return { end: ended(started), text: readFileSync(file, 'utf8'), pid: started.pid }
+  return { end: spawner.exitStatus(started), text: readFileSync(file, 'utf8'), pid: started.pid }
 }
 
 test('a program has the descriptor three times, its arguments and its environment, and is told of when it ends', async t => {
@@ -54,22 +61,23 @@ test('it is in a session of its own, with no signal ignored or blocked', async t
 test('while it runs there is no end, and no wait for it', async t => {
   const fd = openSync('/dev/null', 'r+')
   t.after(() => closeSync(fd))
-  const started = spawnOn(fd, '/bin/sleep', ['sleep', '60'], {})
-  assert.equal(ended(started), undefined)
+  const spawner = spawnerHere()
+  const started = spawner.spawn(fd, '/bin/sleep', ['sleep', '60'], {})
+  assert.equal(spawner.exitStatus(started), undefined)
   process.kill(started.pid, 'SIGTERM')
-  const watcher = new Watcher()
+  const watcher = await startWatcher()
   t.after(() => watcher.close())
   await new Promise<void>(resolve => watcher.watch(started.pidfd, resolve))
-  assert.deepEqual(ended(started), { code: null, signal: 'SIGTERM' })
+  assert.deepEqual(spawner.exitStatus(started), { code: null, signal: 'SIGTERM' })
   close(started.pidfd)
 })
 
 test('a program that cannot be run is an error like those of Node, and leaves no child', () => {
-  assert.ok(canSpawn())
+  const spawner = spawnerHere()
   for (const [path, code] of [
     ['/nowhere/at/all', 'ENOENT'],
     ['/etc/passwd', 'EACCES'],
     ['/etc/passwd/x', 'ENOTDIR'],
   ])
-    assert.throws(() => spawnOn(0, path!, ['x'], {}), { code, syscall: 'posix_spawn' })
+    assert.throws(() => spawner.spawn(0, path!, ['x'], {}), { code, syscall: 'posix_spawn' })
 })

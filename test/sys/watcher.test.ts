@@ -9,11 +9,11 @@ import { promisify } from 'node:util'
 import { headers } from '../../src/sys/layouts.ts'
 import { accept4, close, recv } from '../../src/sys/libc.ts'
 import { bindUdp, listenTcp } from '../../src/sys/sockets.ts'
-import { Watcher } from '../../src/sys/watcher.ts'
+import { startWatcher, type Watcher } from '../../src/sys/watcher.ts'
 import { ownedBound, test, until } from './kernel.ts'
 
-function watcherFor(t: TestContext): Watcher {
-  const watcher = new Watcher()
+async function watcherFor(t: TestContext): Promise<Watcher> {
+  const watcher = await startWatcher()
   t.after(() => watcher.close())
   return watcher
 }
@@ -41,7 +41,7 @@ async function afterAnother(t: TestContext, watcher: Watcher): Promise<void> {
 }
 
 test('a socket becomes readable once, and its datagram is still there', async t => {
-  const watcher = watcherFor(t)
+  const watcher = await watcherFor(t)
   const { fd, address } = udpSocket(t)
   let calls = 0
   watcher.watch(fd, () => calls++)
@@ -56,14 +56,14 @@ test('a socket becomes readable once, and its datagram is still there', async t 
 })
 
 test('a socket that is watched again is told of what was left', async t => {
-  const watcher = watcherFor(t)
+  const watcher = await watcherFor(t)
   const { fd, address } = udpSocket(t)
   await send(t, address.port, 'before it is watched')
   for (let i = 0; i < 3; i++) await new Promise<void>(resolve => watcher.watch(fd, resolve))
 })
 
 test('it may be watched again from within the call', async t => {
-  const watcher = watcherFor(t)
+  const watcher = await watcherFor(t)
   const { fd, address } = udpSocket(t)
   let calls = 0
   const again = () => {
@@ -77,7 +77,7 @@ test('it may be watched again from within the call', async t => {
 })
 
 test('of a listening socket a client that waits is told', async t => {
-  const watcher = watcherFor(t)
+  const watcher = await watcherFor(t)
   const { fd, address } = ownedBound(t, listenTcp({ address: '127.0.0.1', port: 0 }, true))
   const readable = new Promise<void>(resolve => watcher.watch(fd, resolve))
   const socket = connect(address.port, '127.0.0.1')
@@ -87,7 +87,7 @@ test('of a listening socket a client that waits is told', async t => {
 })
 
 test('a socket that is forgotten is not told of, even if its message was under way', async t => {
-  const watcher = watcherFor(t)
+  const watcher = await watcherFor(t)
   const [a, b] = [udpSocket(t), udpSocket(t)]
   const told: string[] = []
   const forgetOther = (name: string, other: number) => () => {
@@ -105,7 +105,7 @@ test('a socket that is forgotten is not told of, even if its message was under w
 })
 
 test('a descriptor whose number is given anew is another one', async t => {
-  const watcher = watcherFor(t)
+  const watcher = await watcherFor(t)
   const old = bindUdp({ address: '127.0.0.1', port: 0 }, 65_536)
   watcher.watch(old.fd, () => assert.fail('it is closed'))
   await send(t, old.address.port, 'for the old one')
@@ -120,7 +120,7 @@ test('a descriptor whose number is given anew is another one', async t => {
 })
 
 test('a hundred sockets at a time each get their own call', async t => {
-  const watcher = watcherFor(t)
+  const watcher = await watcherFor(t)
   const sockets = Array.from({ length: 100 }, () => udpSocket(t))
   const told = new Set<number>()
   for (const { fd } of sockets) watcher.watch(fd, () => told.add(fd))
@@ -129,21 +129,21 @@ test('a hundred sockets at a time each get their own call', async t => {
 })
 
 test('what is no descriptor is refused with the name of the error', async t => {
-  const watcher = watcherFor(t)
+  const watcher = await watcherFor(t)
   assert.throws(() => watcher.watch(1_000_000, () => {}), { code: 'EBADF', syscall: 'epoll_ctl' })
 })
 
 test('close gives back every descriptor', async () => {
   const open = () => readdirSync('/proc/self/fd').length
-  await new Watcher().close()
+  await (await startWatcher()).close()
   const before = open()
-  for (let i = 0; i < 5; i++) await new Watcher().close()
+  for (let i = 0; i < 5; i++) await (await startWatcher()).close()
   assert.equal(open(), before)
 })
 
 test('a process that ends does not wait for the thread', async () => {
   const url = new URL('../../src/sys/watcher.ts', import.meta.url)
-  const script = `import('${url}').then(({ Watcher }) => { new Watcher(); setTimeout(() => process.exit(7), 100) })`
+  const script = `import('${url}').then(async ({ startWatcher }) => { await startWatcher(); process.exit(7) })`
   const ended = promisify(execFile)(process.execPath, ['-e', script], { timeout: 30_000 })
   await assert.rejects(ended, { code: 7 })
 })
