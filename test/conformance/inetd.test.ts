@@ -1,11 +1,11 @@
-/** Debian's two inetds and ours, with the same file: the same, but for what is listed here with the reason. */
+/** Debian's two inetds and ours run with the same file and do the same, except for the differences listed here with their reasons. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { has } from '../process.ts'
 import { type Observed, observe, others, ours } from './inetds.ts'
 
-/** What they do, where ours does something else; why stands above. */
+/** What they do where ours does something else. The comment above each says why. */
 const differences: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   'openbsd-inetd': {
     // It answers no datagram from 127.0.0.0/8, as it may be forged, nor from any port below 1024 and from 2049. Ours answers

@@ -1,5 +1,6 @@
 /** What tests of inetd share: programs to put behind it, clients, and a look at processes. */
 
+import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
@@ -13,7 +14,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { connect, isIPv6, type NetConnectOpts, type Socket } from 'node:net'
-import { tmpdir } from 'node:os'
+import { tmpdir, userInfo } from 'node:os'
 import { join } from 'node:path'
 import { test as nodeTest, type TestContext } from 'node:test'
 import { whyUnavailable } from '../../src/sys/available.ts'
@@ -35,11 +36,18 @@ const needs =
 export const test = (name: string, body: (t: TestContext) => void | Promise<void>, skip?: string | false) =>
   nodeTest(name, { skip: (needs ?? skip) || false, timeout: 60_000 }, body)
 
-/** Ports that are free on 127.0.0.1 and ::1, each different. */
+const givenPorts = new Set<number>()
+
+/** Ports that are free on 127.0.0.1 and ::1. None is given twice, so that tests may run at the same time. */
 export async function ports(count: number): Promise<number[]> {
-  const found = new Set<number>()
-  while (found.size < count) found.add(await commonPort('127.0.0.1', '::1'))
-  return [...found]
+  const found: number[] = []
+  while (found.length < count) {
+    const port = await commonPort('127.0.0.1', '::1')
+    if (givenPorts.has(port)) continue
+    givenPorts.add(port)
+    found.push(port)
+  }
+  return found
 }
 
 /** A folder that everybody may read, gone when the test ends. */
@@ -88,6 +96,7 @@ const programs = {
       'fds ' . join(' ', sort { $a <=> $b } @fds),
       'same ' . (readlink('/proc/self/fd/0') eq readlink('/proc/self/fd/1') && readlink('/proc/self/fd/1') eq readlink('/proc/self/fd/2') ? 1 : 0),
       'blocking ' . ($flags & O_NONBLOCK ? 0 : 1),
+      'timeouts ' . join(' ', map { join '.', unpack 'q2', getsockopt(STDIN, SOL_SOCKET, $_) } SO_RCVTIMEO, SO_SNDTIMEO),
       'ids ' . join(' ', split /\\s+/, "$status{Uid} $status{Gid}"),
       'groups ' . join(' ', sort split ' ', $status{Groups}),
       # Perl itself ignores SIGFPE.
@@ -250,16 +259,17 @@ export interface Superserver extends Running {
   state(): Promise<Record<string, { readonly service: string; readonly [field: string]: unknown }>>
 }
 
-/** `roundelay inetd` with this configuration. */
+/** `roundelay inetd` with this configuration; `shell` as for `start`. */
 export async function superserver(
   t: TestContext,
   conf: string,
   args: readonly string[] = [],
   env: NodeJS.ProcessEnv = {},
+  shell?: string,
 ): Promise<Superserver> {
   const file = join(folder(t), 'inetd.conf')
   writeFileSync(file, conf)
-  const running = start(t, ['inetd', file, '--admin', '127.0.0.1:0', ...args], env)
+  const running = start(t, ['inetd', file, '--admin', '127.0.0.1:0', ...args], env, shell)
   const ready = await running.line('inetd ready')
   const admin = Number(/:(\d+)$/.exec(String(ready.admin))?.[1])
   const reads = () =>
@@ -284,6 +294,30 @@ export async function superserver(
   }
 }
 
+/** Connects `count` times, a few at a time, and looks at what inetd keeps of that. */
+export async function manyConnections(t: TestContext, count: number): Promise<void> {
+  const [port] = await ports(1)
+  const me = userInfo().username
+  const server = await superserver(t, `127.0.0.1:${port} stream tcp nowait.0 ${me} /bin/cat cat`)
+  assert.equal(await talk(t, port!, 'warm up'), 'warm up')
+  await until(() => childrenOf(server.pid).length === 0)
+  // Connections to the admin server come and go by themselves, so that there may be fewer in the end.
+  const before = descriptorsOf(server.pid)
+  let left = count
+  const worker = async () => {
+    while (left-- > 0) {
+      const text = `connection ${left}`
+      assert.equal(await talk(t, port!, text), text)
+    }
+  }
+  await Promise.all(Array.from({ length: 16 }, worker))
+  await until(() => childrenOf(server.pid).length === 0)
+  await until(() => descriptorsOf(server.pid).length <= before.length)
+  const { started, running, failed, refused } = (await server.state())[`${port}/tcp`]!
+  const expected = { started: count + 1, running: 0, failed: 0, refused: 0 }
+  assert.deepEqual({ started, running, failed, refused }, expected)
+}
+
 interface Member {
   readonly name: string
   readonly uid: number
@@ -292,8 +326,8 @@ interface Member {
   readonly groups: string
 }
 
-/** Somebody on this machine who is in more groups than the one of passwd(5). */
-function someMember(): Member | undefined {
+/** A user of this machine, other than root, who is in more groups than that of passwd(5). */
+function findMember(wanted: (name: string) => boolean): Member | undefined {
   const rows = (file: string) =>
     readFileSync(file, 'utf8')
       .split('\n')
@@ -301,28 +335,29 @@ function someMember(): Member | undefined {
   const groups = rows('/etc/group')
   for (const [name, , uid, gid] of rows('/etc/passwd')) {
     const others = groups.filter(([, , id, members = '']) => id !== gid && members.split(',').includes(name!))
-    if (!name || others.length === 0 || uid === '0') continue
+    if (!name || others.length === 0 || uid === '0' || !wanted(name)) continue
     const all = [...new Set([gid, ...others.map(([, , id]) => id)])].sort().join(' ')
     return { name, uid: Number(uid), gid: Number(gid), groups: all }
   }
   return undefined
 }
 
-const TEST_USER = 'roundelay-test'
-const TEST_GROUP = 'roundelay-test-group'
+const TEST_USERS = 'roundelay-test'
 
-/** Likewise; where there is nobody, root makes somebody until the test ends. */
+/** Likewise. If there is none, root creates one until the test ends. */
 export function member(t: TestContext): Member | undefined {
-  const found = someMember()
+  // Those of other test processes do not stay.
+  const found = findMember(name => !name.startsWith(TEST_USERS))
   if (found || !root || !has('useradd') || !has('groupadd')) return found
-  execFileSync('groupadd', ['--system', TEST_GROUP])
-  t.after(() => execFileSync('groupdel', [TEST_GROUP]))
-  execFileSync('useradd', ['--system', '--no-create-home', '-g', 'nogroup', '-G', TEST_GROUP, TEST_USER])
-  t.after(() => execFileSync('userdel', [TEST_USER]))
-  return someMember()
+  const name = `${TEST_USERS}-${process.pid}`
+  execFileSync('groupadd', ['--system', name])
+  t.after(() => execFileSync('groupdel', [name]))
+  execFileSync('useradd', ['--system', '--no-create-home', '-g', 'nogroup', '-G', name, name])
+  t.after(() => execFileSync('userdel', [name]))
+  return findMember(other => other === name)
 }
 
-/** Skips where there is no such member. */
-export const noMember = 'no user here is in two groups, and only root can make one'
+/** Why a test that needs a member is skipped. */
+export const noMember = 'no user here is in two groups, and only root can create one'
 
 export { until }

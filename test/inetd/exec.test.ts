@@ -6,6 +6,7 @@ import { type AddressInfo, createServer, type Socket } from 'node:net'
 import type { TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { CANNOT_RUN, type ExecOrders, type MuxOrders, ORDERS } from '../../src/inetd/exec.ts'
+import { has } from '../process.ts'
 import { client, member, noMember, program, root, stateOf, test, told, until } from './client.ts'
 
 const shim = fileURLToPath(new URL('../../src/inetd/exec.ts', import.meta.url))
@@ -13,21 +14,17 @@ const PATH = process.env.PATH ?? ''
 const orRoot = root ? false : 'only root can become somebody else'
 
 /** The shim with a connection as 0, 1 and 2, as inetd starts it, and the client of that connection. */
-async function shimFor(
-  t: TestContext,
-  orders: ExecOrders | MuxOrders,
-  user: { uid?: number; gid?: number } = {},
-) {
+async function shimFor(t: TestContext, orders: ExecOrders | MuxOrders, wrapper: readonly string[] = []) {
   const server = createServer({ pauseOnConnect: true, allowHalfOpen: true }).listen(0, '127.0.0.1')
   await once(server, 'listening')
   t.after(() => void server.close())
   const accepted = once(server, 'connection')
   const peer = await client(t, (server.address() as AddressInfo).port)
   const [connection]: Socket[] = (await accepted) as [Socket]
-  const child: ChildProcess = spawn(process.execPath, [shim], {
+  const [command, ...args] = [...wrapper, process.execPath, shim]
+  const child: ChildProcess = spawn(command!, args, {
     stdio: [connection, connection, connection],
     env: { ...process.env, [ORDERS]: JSON.stringify(orders) },
-    ...user,
   })
   connection.destroy()
   t.after(() => void child.kill('SIGKILL'))
@@ -48,6 +45,7 @@ test('the shim becomes the program: same process, argv as ordered, that environm
   assert.equal(said.fds, '0 1 2')
   assert.equal(said.same, '1')
   assert.equal(said.blocking, '1')
+  assert.equal(said.timeouts, '0.0 0.0')
   assert.equal(said.cmdline, `perl ${path} a b`)
   assert.ok(child.pid)
 })
@@ -99,15 +97,20 @@ test('a program that cannot be run ends the shim with 127, and its client is tol
   }
 })
 
+/** Runs a command as root that cannot change its user. The files of the checkout stay readable, wherever it lies. */
+const withoutSetuid = ['setpriv', '--bounding-set', '-setuid,-setgid', '--inh-caps', '-setuid,-setgid']
+
 test(
-  'who may not become somebody becomes nobody at all: the program is not run',
+  'a program is not run if the shim may not take on its user',
   async t => {
-    const orders = { path: '/bin/echo', argv: ['echo', 'run'], account: root0, env: {} }
-    const { peer, ended } = await shimFor(t, orders, { uid: 65534, gid: 65534 })
-    assert.equal(await ended, CANNOT_RUN)
+    const path = program(t, 'tell')
+    const account = root ? { name: 'daemon', uid: 1, gid: 1, supplementary: false } : root0
+    const orders = { path, argv: ['tell'], account, env: { PATH } }
+    const { peer, ended } = await shimFor(t, orders, root ? withoutSetuid : [])
     assert.equal(await peer.all, '')
+    assert.equal(await ended, CANNOT_RUN)
   },
-  orRoot,
+  root && !has('setpriv') && 'no setpriv',
 )
 
 const services: MuxOrders['services'] = [
@@ -157,6 +160,27 @@ test('tcpmux ends without a word when no line comes, or one that is no name', as
   assert.equal(await multiplexed(t, ''), '')
   assert.equal(await multiplexed(t, 'greet'), '')
   assert.equal(await multiplexed(t, 'x'.repeat(10_000)), '')
+})
+
+test('a program behind tcpmux gets a socket without time-outs', async t => {
+  const path = program(t, 'tell')
+  const mux = [{ name: 'tell', plus: false, path, argv: ['tell'], account: undefined }]
+  const { peer } = await shimFor(t, { services: mux, env: { PATH } })
+  peer.end('tell\r\n')
+  const said = told(await peer.all)
+  assert.equal(said.timeouts, '0.0 0.0')
+  assert.equal(said.blocking, '1')
+})
+
+test('tcpmux ends for a client that sends no name, or sends it too slowly', async t => {
+  const silent = await shimFor(t, { services, env: {}, nameTimeoutMs: 200 })
+  assert.equal(await silent.peer.all, '')
+  assert.equal(await silent.ended, 0)
+  const slow = await shimFor(t, { services, env: {}, nameTimeoutMs: 200 })
+  const octets = setInterval(() => slow.peer.write('x'), 20)
+  t.after(() => clearInterval(octets))
+  assert.equal(await slow.peer.all, '')
+  assert.equal(await slow.ended, 0)
 })
 
 test('others cannot read the environment of programs off the arguments of the shim', async t => {

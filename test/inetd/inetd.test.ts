@@ -132,11 +132,19 @@ test('what a client sends before the program runs is not lost', async t => {
   )
 })
 
-const EXPECTED = { fds: '0 1 2', same: '1', blocking: '1', ignored: '0', cwd: process.cwd() }
-const withoutEnv = ({ fds, same, blocking, ignored, cwd }: ReturnType<typeof told>) => ({
+const EXPECTED = {
+  fds: '0 1 2',
+  same: '1',
+  blocking: '1',
+  timeouts: '0.0 0.0',
+  ignored: '0',
+  cwd: process.cwd(),
+}
+const withoutEnv = ({ fds, same, blocking, timeouts, ignored, cwd }: ReturnType<typeof told>) => ({
   fds,
   same,
   blocking,
+  timeouts,
   ignored,
   cwd,
 })
@@ -805,20 +813,6 @@ test('close ends programs that the deadline finds running', async t => {
   await closing
   assert.equal(stateOf(pid), undefined)
   assert.equal(await socket.all, 'x')
-})
-
-test('a program that cannot be started keeps its socket to itself while others come and go at the cap', async t => {
-  const [quick, missing] = await ports(2)
-  const { complaints } = await serve(
-    t,
-    `127.0.0.1:${quick} stream tcp nowait.0 root /bin/true true
-127.0.0.1:${missing} stream tcp wait.2000 root /etc/passwd/x x`,
-    { maxChildren: 2 },
-  )
-  await client(t, missing!)
-  // Programs end, and free a place, between the attempts at the other one.
-  while (!complaints().some(text => text.includes('looping')))
-    await Promise.all([talk(t, quick!, ''), talk(t, quick!, '')])
 })
 
 test('an address that cannot be had takes no other with it that could', async t => {
