@@ -119,7 +119,7 @@ function waitAndLimit(text: string): { wait: boolean; maxPerMinute: number } {
 function userAndGroup(text: string): { user: string; group?: string } {
   const match = /^(?:([\w.-]+\$?):([\w.-]+)|([\w-]+\$?)(?:\.([\w-]+))?)$/.exec(text)
   if (!match) throw new Expected('USER, USER:GROUP or USER.GROUP')
-  const [, user = match[3], group = match[4]] = match
+  const [, user = match[3]!, group = match[4]] = match
   return group === undefined ? { user } : { user, group }
 }
 

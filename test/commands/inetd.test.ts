@@ -283,7 +283,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     const socket = await client(t, port!)
     socket.write('x')
     await once(socket, 'data')
-    const [{ pid }] = childrenOf(server.pid)
+    const { pid } = childrenOf(server.pid)[0]!
     process.kill(server.pid, 'SIGTERM')
     assert.deepEqual(await server.ended, { code: 0, signal: null })
     assert.equal(await socket.all, 'x')
@@ -508,7 +508,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     await superserver(t, internal.join('') + cat(copy!), [], {}, 'ulimit -n 120')
     const sockets = []
     for (let i = 0; i < 120; i++) {
-      const socket = await client(t, i % 2 ? one : two)
+      const socket = await client(t, i % 2 ? one! : two!)
       socket.write('x')
       sockets.push(socket)
     }

@@ -340,7 +340,7 @@ describe('an entry', () => {
       ['daytime dgram udp wait root internal', 'daytime'],
       ['time stream tcp nowait root internal', 'time'],
     ]
-    for (const [line, name] of table) assert.equal(ofKind('internal', one(line!)).name, name, line)
+    for (const [line, name] of table) assert.equal(ofKind('internal', one(line!)).name, name, line!)
     for (const line of [
       'tcpmux stream tcp nowait root internal',
       '7001 stream tcp nowait root internal tcpmux',
