@@ -72,6 +72,7 @@ test('pure files import no sockets, timers or process, and ask for neither time 
     'dns/respond',
     'endpoints/health',
     'inetd/conf',
+    'inetd/entry',
     'servers/pool-size',
     'inetd/users',
     'sys/layouts',

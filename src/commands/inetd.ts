@@ -86,7 +86,7 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
 
 interface Read {
   readonly configured: readonly Configured[]
-  /** What is wrong, one sentence each. */
+  /** One sentence for each mistake. */
   readonly problems: readonly string[]
   /** All entries and problems in words, in the order of the files. */
   readonly lines: readonly { readonly line: number; readonly text: string }[]
@@ -141,7 +141,10 @@ function readConfiguration(files: readonly string[], verifyOnly = false): Read {
   }
 }
 
-/** Undefined for the user of inetd. Throws an Error if the user does not exist or we may not run programs as them. */
+/**
+ * Undefined for the user of inetd. Throws an Error if the user does not exist or we may not run programs as
+ * them.
+ */
 function accountOf(entry: Entry, passwd: string, group: string, verifyOnly: boolean): Account | undefined {
   if (entry.kind === 'internal' || entry.kind === 'multiplexer') return undefined
   const self = userInfo()

@@ -1,20 +1,29 @@
 /**
- * Parses /etc/inetd.conf into entries and /etc/services into a look-up. Pure. The format is that of inetd(8) of Debian
- * (openbsd-inetd), OpenBSD, NetBSD, FreeBSD and GNU inetutils, and of services(5). Where those disagree:
- * - `tcp` and `udp` mean both families on Debian, and IPv4 elsewhere, where files have a second line for `tcp6`. Here they
- *   mean both, but an IPv6 address is left to the line for `tcp6` or `udp6` that names it too.
- * - `tcp6` means IPv6 only, but both families on GNU. `tcp46` means both in one IPv6 socket; here in two, as for `tcp`.
- * - MAX is starts a minute: 256 on Debian, OpenBSD and FreeBSD, 40 on NetBSD and GNU. Here 256, after "." or NetBSD's ":";
- *   0 means no limit, as for FreeBSD's -R. FreeBSD's "/MAX" limits children at a time and is refused.
- * - `dgram nowait` with a program is in the manuals of OpenBSD and NetBSD; BUGS of Debian's describes the consequences. It is
- *   refused, as on FreeBSD and GNU. Internal services accept either word over UDP, and `nowait` over TCP.
- * - OpenBSD, NetBSD and GNU look host names up. They are refused here, since DNS at that moment would decide where we listen.
- * - Only NetBSD has quotes, around whole arguments; here they join words anywhere, as in a shell. "\" does not escape.
- * - After `internal` FreeBSD writes the name of the service, the others `internal`. Both are accepted, so that a service
- *   given by its port can have a name, too.
- * - A line that begins with white space continues the entry above it. All BSDs do this, but only BUGS of NetBSD's mentions it.
- *   A line whose first other character is "#" is a comment all the same, and ends the entry, as an empty line does.
- * - What only some of them have is refused: RPC, faithd, IPsec, buffer sizes, accept filters, login classes, `.include`, key-values.
+ * Parses /etc/inetd.conf into entries and /etc/services into a look-up. Pure. The format is that of inetd(8)
+ * of Debian (openbsd-inetd), OpenBSD, NetBSD, FreeBSD and GNU inetutils, and of services(5). Where those
+ * disagree:
+ * - `tcp` and `udp` mean both families on Debian, and IPv4 elsewhere, where files have a second line for
+ *   `tcp6`. Here they mean both, but an IPv6 address is left to the line for `tcp6` or `udp6` that names it
+ *   too.
+ * - `tcp6` means IPv6 only, but both families on GNU. `tcp46` means both in one IPv6 socket; here in two, as
+ *   for `tcp`.
+ * - MAX is starts a minute: 256 on Debian, OpenBSD and FreeBSD, 40 on NetBSD and GNU. Here 256, after "." or
+ *   NetBSD's ":"; 0 means no limit, as for FreeBSD's -R. FreeBSD's "/MAX" limits children at a time and is
+ *   refused.
+ * - `dgram nowait` with a program is in the manuals of OpenBSD and NetBSD; BUGS of Debian's describes the
+ *   consequences. It is refused, as on FreeBSD and GNU. Internal services accept either word over UDP, and
+ *   `nowait` over TCP.
+ * - OpenBSD, NetBSD and GNU look host names up. They are refused here, since DNS at that moment would decide
+ *   where we listen.
+ * - Only NetBSD has quotes, around whole arguments; here they join words anywhere, as in a shell. "\" does
+ *   not escape.
+ * - After `internal` FreeBSD writes the name of the service, the others `internal`. Both are accepted, so
+ *   that a service given by its port can have a name, too.
+ * - A line that begins with white space continues the entry above it. All BSDs do this, but only BUGS of
+ *   NetBSD's mentions it. A line whose first other character is "#" is a comment all the same, and ends the
+ *   entry, as an empty line does.
+ * - What only some of them have is refused: RPC, faithd, IPsec, buffer sizes, accept filters, login classes,
+ *   `.include`, key-values.
  */
 
 import { isIpv6, portNumber, socketAddress } from '../address.ts'
@@ -50,7 +59,10 @@ export type LookUp = (name: string, protocol: 'tcp' | 'udp') => number | undefin
 
 const MAX_PER_MINUTE = 256
 
-/** Characters of an entry with its continuations: enough for any command line, and a bound for files of another kind. */
+/**
+ * Characters of an entry with its continuations: enough for any command line, and a bound for files of
+ * another kind.
+ */
 const MAX_ENTRY_LENGTH = 8192
 
 /** unix(7): the length of `sun_path` on Linux, without its final zero. */
@@ -134,8 +146,9 @@ function split(text: string): readonly string[] {
 interface Context {
   readonly lookUp: LookUp
   /**
-   * The last line that is only an address, and its addresses: the default of the entries after it. If that line is bad it has
-   * no addresses, and entries without addresses of their own are refused: they must not listen anywhere else.
+   * The last line that is only an address, and its addresses: the default of the entries after it. If that
+   * line is bad it has no addresses, and entries without addresses of their own are refused: they must not
+   * listen anywhere else.
    */
   defaultAddresses: { readonly line: number; readonly addresses?: readonly string[] }
   /** The line of the IPsec policy in force, under which no entry may serve; 0 if there is none. */
@@ -253,7 +266,10 @@ function* textsOf(file: string): Generator<{ line: number; text: string }> {
   if (open) yield open
 }
 
-/** Names of sockets that `tcp6` and `udp6` lines ask for: a line for plain `tcp` or `udp` leaves those to them. */
+/**
+ * Names of sockets that `tcp6` and `udp6` lines ask for: a line for plain `tcp` or `udp` leaves those to
+ * them.
+ */
 const claimedBy6 = (drafts: readonly Draft[]): ReadonlySet<string> =>
   new Set(drafts.filter(({ protocol }) => /^...6$/.test(protocol)).flatMap(socketNames))
 
@@ -267,8 +283,8 @@ function withoutClaimed(draft: Draft, claimed: ReadonlySet<string>): Draft {
 }
 
 /**
- * Parses inetd.conf into two lists, both in the order of lines: a bad entry is a problem, and the others work. Throws only what
- * `lookUp` throws. `file` is the name that problems mention.
+ * Parses inetd.conf into two lists, both in the order of lines: a bad entry is a problem, and the others
+ * work. Throws only what `lookUp` throws. `file` is the name that problems mention.
  */
 export function parseInetdConf(
   text: string,
@@ -301,7 +317,8 @@ export function parseInetdConf(
         context.defaultAddresses = { line, addresses }
       } else if (!written.startsWith('#@')) drafts.push(parseEntry(line, written, context))
       else {
-        // ipsec_set_policy(3): a policy begins with its direction. Any other text is no policy, and "#@" alone ends one.
+        // ipsec_set_policy(3): a policy begins with its direction. Any other text is no policy, and "#@"
+        // alone ends one.
         context.policyLine = /^#@\s*(in|out)\b/.test(written) ? line : 0
         if (context.policyLine > 0) throw new BadField('line', written, 'no IPsec policy (not supported)')
       }
@@ -324,8 +341,8 @@ export function parseInetdConf(
 }
 
 /**
- * Parses services(5): `name port/protocol alias… # comment`. The first line that has a name decides. Lines of another form
- * are ignored.
+ * Parses services(5): `name port/protocol alias… # comment`. The first line that has a name decides. Lines of
+ * another form are ignored.
  */
 export function parseServices(text: string): LookUp {
   const ports = new Map<string, number>()

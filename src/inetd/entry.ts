@@ -1,6 +1,6 @@
 /**
- * One entry of inetd.conf as plain data: where it listens and what answers there. Pure. conf.ts makes entries from a
- * file, service.ts runs them.
+ * One entry of inetd.conf as plain data: where it listens and what answers there. Pure. conf.ts makes entries
+ * from a file, service.ts runs them.
  */
 import { formatAddress, isIpv6, type SocketAddress, type Transport } from '../address.ts'
 
@@ -42,7 +42,10 @@ export interface Program {
 }
 
 interface Common {
-  /** Names all sockets of the entry, and is unique in a file: `tcp 0.0.0.0:7, tcp [::]:7`, `unix /run/x.sock` or `tcpmux name`. */
+  /**
+   * Names all sockets of the entry, and is unique in a file: `tcp 0.0.0.0:7, tcp [::]:7`, `unix /run/x.sock`
+   * or `tcpmux name`.
+   */
   readonly key: string
   /** The number of its first line, from 1. */
   readonly line: number
@@ -72,7 +75,9 @@ export interface MultiplexerEntry extends Common {
 export interface ExecEntry extends Common {
   readonly kind: 'exec'
   readonly sockets: InetSockets | UnixSocket
-  /** The program gets the listening or UDP socket itself, and inetd does not watch it until the program ends. */
+  /**
+   * The program gets the listening or UDP socket itself, and inetd does not watch it until the program ends.
+   */
   readonly wait: boolean
   readonly program: Program
 }

@@ -1,7 +1,7 @@
 /**
- * The program between inetd and a server where Node's spawn does not suffice: it takes on a user with supplementary groups
- * (spawn's uid and gid drop them), or reads which service a client of tcpmux wants (RFC 1078). Then it *becomes* the
- * server, with descriptors 0, 1 and 2 as they are.
+ * The program between inetd and a server where Node's spawn does not suffice: it takes on a user with
+ * supplementary groups (spawn's uid and gid drop them), or reads which service a client of tcpmux wants (RFC
+ * 1078). Then it *becomes* the server, with descriptors 0, 1 and 2 as they are.
  */
 import { readSync, writeSync } from 'node:fs'
 import type { Account } from './users.ts'
@@ -53,7 +53,8 @@ function become({ path, argv, account, env }: ExecOrders): void {
       process.setgid?.(account.gid)
       process.setuid?.(account.uid)
     }
-    // Node ignores these two signals. An ignored signal stays ignored across execve(2), a handled one gets its default.
+    // Node ignores these two signals. An ignored signal stays ignored across execve(2), a handled one gets
+    // its default.
     process.on('SIGPIPE', () => {}).on('SIGXFSZ', () => {})
     process.execve?.(path, argv, env)
   } catch {
@@ -70,7 +71,10 @@ function readOctet(octet: Buffer): boolean {
   }
 }
 
-/** Reads the client's first line octet by octet, since what follows it is for the server. Undefined if there is none. */
+/**
+ * Reads the client's first line octet by octet, since what follows it is for the server. Undefined if there
+ * is none.
+ */
 function readName(timeoutMs: number): string | undefined {
   const octet = Buffer.alloc(1)
   const deadline = performance.now() + timeoutMs
@@ -108,7 +112,8 @@ async function multiplex({ services, env, nameTimeoutMs = NAME_TIMEOUT_MS }: Mux
 }
 
 if (import.meta.main) {
-  // Standard error is the connection, and the client must not read Node's warning that execve is experimental.
+  // Standard error is the connection, and the client must not read Node's warning that execve is
+  // experimental.
   process.removeAllListeners('warning')
   const orders: ExecOrders | MuxOrders = JSON.parse(process.env[ORDERS] ?? '')
   if ('services' in orders) await multiplex(orders)

@@ -1,7 +1,7 @@
 /**
- * The internet superserver (TLPI 60.5, inetd(8)): one process watches the sockets of all services and starts a server only
- * when a client arrives. This file reconciles the running services with a configuration. programs.ts starts programs,
- * service.ts runs one service.
+ * The internet superserver (TLPI 60.5, inetd(8)): one process watches the sockets of all services and starts
+ * a server only when a client arrives. This file reconciles the running services with a configuration.
+ * programs.ts starts programs, service.ts runs one service.
  */
 import type { Clock } from '../clock.ts'
 import type { Service } from '../lifecycle.ts'
@@ -65,8 +65,9 @@ export class Inetd implements Service {
   }
 
   /**
-   * Reconciles the running services with `wanted`. Unchanged ones keep their sockets, and so do those of which only the program
-   * changed. Running programs are left alone. A socket that cannot be opened is logged and retried.
+   * Reconciles the running services with `wanted`. Unchanged ones keep their sockets, and so do those of
+   * which only the program changed. Running programs are left alone. A socket that cannot be opened is logged
+   * and retried.
    */
   async apply(wanted: readonly Configured[]): Promise<void> {
     if (this.#closing) return
@@ -98,7 +99,8 @@ export class Inetd implements Service {
   /** Decides what the services share: descriptors, and the UDP ports that none of them answers. */
   #divide(entries: readonly Entry[]): void {
     const internal = entries.filter(({ kind }) => kind === 'internal').length
-    // One share is for the clients of programs, which use descriptors of ours only until the program has begun.
+    // One share is for the clients of programs, which use descriptors of ours only until the program has
+    // begun.
     this.#descriptorShare = Math.max(1, Math.floor(descriptorRoom() / (internal + 1)))
     this.#udpPorts.clear()
     for (const entry of entries)

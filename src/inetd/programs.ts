@@ -1,6 +1,7 @@
 /**
- * Starts the programs of all services and keeps count of them: how many run, and how many for each address of clients.
- * Knows nothing of sockets and services. Compare with concurrent.ts, which does this for one server of its own.
+ * Starts the programs of all services and keeps count of them: how many run, and how many for each address of
+ * clients. Knows nothing of sockets and services. Compare with concurrent.ts, which does this for one server
+ * of its own.
  */
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process'
 import type { Socket } from 'node:net'
@@ -18,7 +19,10 @@ import { CANNOT_RUN, type ExecOrders, type MuxOrders, ORDERS } from './exec.ts'
 export interface ProgramLimits {
   /** Programs at a time, over all services. Beyond it clients wait. */
   readonly maxChildren: number
-  /** Programs at a time for one address of clients, and starts a minute; Infinity for no limit. Beyond it a client is refused. */
+  /**
+   * Programs at a time for one address of clients, and starts a minute; Infinity for no limit. Beyond it a
+   * client is refused.
+   */
   readonly maxPerIp: number
   readonly ratePerIp: number
 }
@@ -42,7 +46,10 @@ export interface ProgramEvents {
   notStarted?(transient: boolean): void
 }
 
-/** Calls exactly one of its arguments, unless it throws. Returns a way to end the program, or undefined if `onError` is going to be called. */
+/**
+ * Calls exactly one of its arguments, unless it throws. Returns a way to end the program, or undefined if
+ * `onError` is going to be called.
+ */
 type Launch = (
   onExit: (code: number | null, signal: string | null) => void,
   onError: (error: NodeJS.ErrnoException) => void,
@@ -78,7 +85,10 @@ export class Programs {
     return this.#running.size >= this.#options.limits.maxChildren
   }
 
-  /** Whether the limits of this address allow another program. If so, the start is counted. Unix clients have no address. */
+  /**
+   * Whether the limits of this address allow another program. If so, the start is counted. Unix clients have
+   * no address.
+   */
   admit(ip: string | undefined): boolean {
     if (ip === undefined) return true
     const { clock, limits } = this.#options
@@ -152,7 +162,8 @@ export class Programs {
     try {
       child = launch((code, signal) => this.#ended(child, ip, code, signal, events), failed)
     } catch (err) {
-      // Node's spawn throws some errors (ENOTDIR, ETXTBSY) and emits the others (ENOENT, EAGAIN). The caller sees one order.
+      // Node's spawn throws some errors (ENOTDIR, ETXTBSY) and emits the others (ENOENT, EAGAIN). The caller
+      // sees one order.
       setImmediate(failed, err as NodeJS.ErrnoException)
       return false
     }

@@ -1,6 +1,6 @@
 /**
- * One service of inetd and its sockets: listens, passes clients or the sockets themselves to programs, and is switched off
- * when it starts programs too often. Programs that it started outlive it.
+ * One service of inetd and its sockets: listens, passes clients or the sockets themselves to programs, and is
+ * switched off when it starts programs too often. Programs that it started outlive it.
  */
 import { lstatSync, unlinkSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
@@ -78,7 +78,9 @@ interface OpenSocket {
 const MINUTE_MS = 60_000
 /** inetd(8): after "server failing (looping)". */
 const OFF_MS = 10 * MINUTE_MS
-/** After a failure to bind: a program of an earlier inetd, or of an earlier entry, may still have the socket. */
+/**
+ * After a failure to bind: a program of an earlier inetd, or of an earlier entry, may still have the socket.
+ */
 const BIND_RETRY_MS = 10_000
 const SPAWN_RETRY_MS = 1000
 const RECEIVE_BUFFER_OCTETS = 256 * 1024
@@ -248,7 +250,8 @@ export class RunningService {
           this.#ended(failure)
           returned()
         },
-        // A program that cannot be run is tried until the service is switched off: its clients must not wait for ever.
+        // A program that cannot be run is tried until the service is switched off: its clients must not wait
+        // for ever.
         notStarted: transient => (transient ? clock.after(SPAWN_RETRY_MS, returned) : returned()),
       })
       if (started) this.#started()
@@ -317,7 +320,10 @@ export class RunningService {
     if (failure) this.#counts.failed++
   }
 
-  /** Whether the limit of starts a minute allows another one. If not, the service is switched off, as inetd(8) has it. */
+  /**
+   * Whether the limit of starts a minute allows another one. If not, the service is switched off, as inetd(8)
+   * has it.
+   */
   #mayStart(): boolean {
     const { clock, say } = this.#context
     const { maxPerMinute } = this.configured.entry
@@ -350,7 +356,9 @@ export class RunningService {
     for (const socket of this.#sockets) socket.resume()
   }
 
-  /** Its sockets are closed when this returns; resolves when connections to an internal service have ended. */
+  /**
+   * Its sockets are closed when this returns; resolves when connections to an internal service have ended.
+   */
   async close(deadline: AbortSignal): Promise<void> {
     this.#state = 'closed'
     this.#cancelRetry()
@@ -387,7 +395,10 @@ const remoteEnd = ({ remoteAddress = '', remotePort = 0 }: Socket): SocketAddres
   port: remotePort,
 })
 
-/** The variables that tcpserver and s6-tcpserver set for their programs (UCSPI). Programs do not get our own variables. */
+/**
+ * The variables that tcpserver and s6-tcpserver set for their programs (UCSPI). Programs do not get our own
+ * variables.
+ */
 function environment(
   entry: Entry,
   local: SocketAddress | undefined,

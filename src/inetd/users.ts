@@ -1,4 +1,7 @@
-/** Finds in passwd(5) and group(5) what a process needs to run as a user. Pure. Directory services are not asked. */
+/**
+ * Finds in passwd(5) and group(5) what a process needs to run as a user. Pure. Directory services are not
+ * asked.
+ */
 
 export interface Account {
   readonly name: string

@@ -1,7 +1,8 @@
 /**
- * Starts programs by posix_spawn(3), which shares the parent's memory until the program begins: Node's own spawn first
- * copies the page tables of a process of 80 MB. Node only waits for children that it started itself, so the end of these
- * is noticed through a pidfd, which becomes readable then: pidfd_open(2), since Linux 5.3.
+ * Starts programs by posix_spawn(3), which shares the parent's memory until the program begins: Node's own
+ * spawn first copies the page tables of a process of 80 MB. Node only waits for children that it started
+ * itself, so the end of these is noticed through a pidfd, which becomes readable then: pidfd_open(2), since
+ * Linux 5.3.
  */
 import { constants } from 'node:os'
 import { headers } from './layouts.ts'
@@ -42,8 +43,8 @@ export interface ExitStatus {
 
 export interface Spawner {
   /**
-   * Starts `path` with `fd` as its descriptors 0, 1 and 2, and without any other that is close-on-exec. It gets a session of its
-   * own. Throws Node's kind of Error (`code`, `syscall`) if the program cannot be run.
+   * Starts `path` with `fd` as its descriptors 0, 1 and 2, and without any other that is close-on-exec. It
+   * gets a session of its own. Throws Node's kind of Error (`code`, `syscall`) if the program cannot be run.
    */
   spawn(fd: number, path: string, argv: readonly string[], env: Readonly<NodeJS.ProcessEnv>): Started
   /** How a program has ended; undefined while it runs. The program remains a zombie until this is asked. */

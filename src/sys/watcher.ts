@@ -1,6 +1,7 @@
 /**
- * Reports when descriptors become readable, without reading from them: Node's own loop cannot do that for a socket whose
- * data is for another process. One epoll instance serves all descriptors, and a thread waits for it (epoll(7)).
+ * Reports when descriptors become readable, without reading from them: Node's own loop cannot do that for a
+ * socket whose data is for another process. One epoll instance serves all descriptors, and a thread waits for
+ * it (epoll(7)).
  */
 import { once } from 'node:events'
 import { writeSync } from 'node:fs'
@@ -14,8 +15,8 @@ const { EPOLLIN, EPOLLONESHOT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CLOEXEC, EFD_
 
 export interface Watcher {
   /**
-   * Calls `readable` once, when there is something to read or to accept. A call for the same descriptor replaces the
-   * earlier one.
+   * Calls `readable` once, when there is something to read or to accept. A call for the same descriptor
+   * replaces the earlier one.
    */
   watch(fd: number, readable: () => void): void
   /** Must be called before the descriptor is closed, unless `readable` was called. */
@@ -31,7 +32,8 @@ export async function startWatcher(): Promise<Watcher> {
   const workerData: WatcherOrders = { epoll }
   const thread = new Worker(programUrl('watcher-thread', import.meta.url), { workerData, execArgv: [] })
   const wake = () => void writeSync(wakeFd, Buffer.from(BigUint64Array.of(1n).buffer))
-  // Node joins its threads before it ends, and a thread that is blocked in a system call does not notice that.
+  // Node joins its threads before it ends, and a thread that is blocked in a system call does not notice
+  // that.
   process.once('exit', wake)
   await once(thread, 'message')
   // Without the thread nothing is noticed any more: it is better to end, and to be restarted.

@@ -71,7 +71,7 @@ test('descriptors that inetd inherited do not reach programs', async t => {
     `tcpmux/tell stream tcp nowait ${me} ${tell} tell`,
     ...users.map((user, i) => `127.0.0.1:${direct[i]} stream tcp nowait ${user} ${tell} tell`),
   ]
-  // Node closes the first 16 on exec by itself, and not every sh knows descriptors over 9.
+  // Node itself hides the first 16 descriptors, and not every sh can open others than 0 to 9.
   const open40 = 'open my $file, "<", "/etc/hostname"; dup2(fileno $file, 40); exec @ARGV'
   const shell = `exec perl -MPOSIX=dup2 -e '${open40}' "$0" "$@"`
   const server = await superserver(t, conf.join('\n'), [], {}, shell)
@@ -82,7 +82,7 @@ test('descriptors that inetd inherited do not reach programs', async t => {
 })
 
 test(
-  'users and groups of the file are those of programs; who does not exist is said',
+  'programs run as the users and groups of the file, and one that does not exist is logged',
   async t => {
     const who = member(t)
     const [a, b, c, d] = await ports(4)
@@ -116,9 +116,9 @@ test(
   root ? false : 'only root can start programs as somebody else',
 )
 
-// Most of their time is the start of a process.
+// Most of the time is spent waiting for processes, so these run side by side.
 describe('roundelay inetd', { concurrency: 4 }, () => {
-  test('without its file it says so in one line and ends with 2', async () => {
+  test('a missing file is one line on stderr and exit code 2', async () => {
     for (const args of [[], ['--verify']]) {
       const { code, stderr, stdout } = await run(['inetd', '/nonexistent/inetd.conf', ...args])
       assert.equal(code, 2)
@@ -130,7 +130,7 @@ describe('roundelay inetd', { concurrency: 4 }, () => {
     }
   })
 
-  test('--verify says in plain words what each line does, opens nothing, and ends with 0', async t => {
+  test('--verify describes each line in words, opens nothing, and exits with 0', async t => {
     const [a, b] = await ports(2)
     const file = confFile(
       t,
@@ -151,7 +151,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     )
   })
 
-  test('--verify names every bad line, and ends with 1', async t => {
+  test('--verify names every bad line, and exits with 1', async t => {
     const [a, b, c] = await ports(3)
     const file = confFile(t, bad(a!, b!, c!))
     const { code, stdout, stderr } = await run(['inetd', '--verify', file])
@@ -162,7 +162,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
       assert.ok(lines[i + 1]!.startsWith(start), `${lines[i + 1]}\n${start}`)
   })
 
-  test('with bad lines the others work, and each is said', async t => {
+  test('bad lines are logged, and the others work', async t => {
     const [a, b, c] = await ports(3)
     const server = await superserver(t, bad(a!, b!, c!))
     assert.equal(await talk(t, a!, 'x'), 'x')
@@ -173,7 +173,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
       assert.ok(said[i]!.startsWith(start))
   })
 
-  test('five SIGHUPs in a row, each of which moves a service, fail no connection to an unchanged one', async t => {
+  test('five SIGHUPs, each of which moves a service, do not disturb connections to an unchanged one', async t => {
     const [steady, ...moves] = await ports(7)
     const conf = (move: number) =>
       cat(steady!, '127.0.0.1', 'nowait.0') +
@@ -209,7 +209,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     assert.equal((await server.state())[`${steady}/tcp`]!.refused, 0)
   })
 
-  test('five SIGHUPs at once, and the file that was written last is the one in force', async t => {
+  test('after five SIGHUPs at once the file that was written last is in force', async t => {
     const all = await ports(6)
     const server = await superserver(t, cat(all[0]!))
     for (const port of all.slice(1)) {
@@ -221,7 +221,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     for (const port of all.slice(0, 5)) assert.equal(await refusal(port), 'ECONNREFUSED')
   })
 
-  test('a file that cannot be read at SIGHUP leaves everything as it is', async t => {
+  test('a file that cannot be read at SIGHUP changes nothing', async t => {
     const [port] = await ports(1)
     const server = await superserver(t, cat(port!))
     const inode = inodeOf(port!)
@@ -238,7 +238,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     assert.equal(await refusal(port!), 'ECONNREFUSED')
   })
 
-  test('several files are one configuration, and two lines for one socket are one too many', async t => {
+  test('several files are one configuration, in which the second line for a socket is bad', async t => {
     const [a, b] = await ports(2)
     const files = [confFile(t, cat(a!)), confFile(t, cat(b!) + cat(a!))]
     const { code, stdout } = await run(['inetd', '--verify', ...files])
@@ -263,7 +263,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
 
   test('a hundred connections leave no zombie and no descriptor', t => manyConnections(t, 100))
 
-  test('SIGTERM closes the listeners and lets programs finish; with the last one it ends', async t => {
+  test('SIGTERM closes the listeners and lets programs finish; inetd ends with the last one', async t => {
     const [port] = await ports(1)
     const server = await superserver(t, cat(port!), ['--drain', '30s'])
     const socket = await client(t, port!)
@@ -277,7 +277,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     assert.deepEqual(await server.ended, { code: 0, signal: null })
   })
 
-  test('after --drain programs that still run are ended, and so is inetd', async t => {
+  test('programs that still run after --drain are ended, and inetd ends', async t => {
     const [port] = await ports(1)
     const server = await superserver(t, cat(port!), ['--drain', '300ms'])
     const socket = await client(t, port!)
@@ -330,7 +330,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     socket.end()
   })
 
-  test('--max-children 2 with three clients: the third waits, and is served when there is room', async t => {
+  test('at --max-children 2 the third client waits, and is served when there is room', async t => {
     const [port] = await ports(1)
     const server = await superserver(t, cat(port!), ['--max-children', '2'])
     const [a, b, c] = [await client(t, port!), await client(t, port!), await client(t, port!)]
@@ -346,7 +346,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     c.end()
   })
 
-  test('--max-per-ip and --rate-per-ip close the connections over them', async t => {
+  test('connections over --max-per-ip and --rate-per-ip are closed', async t => {
     const [port] = await ports(1)
     await superserver(t, cat(port!), ['--max-per-ip', '1', '--rate-per-ip', '2'])
     const a = await client(t, port!)
@@ -356,13 +356,13 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     a.end()
     assert.equal(await talk(t, port!, 'x', { localAddress: '127.0.0.3' }), 'x')
     let second = ''
-    // The first program has ended some time after its client.
+    // The first program ends some time after its client.
     for (let i = 0; i < 100 && second === ''; i++) second = await talk(t, port!, 'b')
     assert.equal(second, 'b')
     assert.equal(await (await client(t, port!)).all, '')
   })
 
-  test('echo --stdio serves behind inetd in all three ways', async t => {
+  test('echo --stdio serves behind inetd in all three modes', async t => {
     const [nowait, wait, datagrams] = await ports(3)
     const echo = `${me} ${process.execPath} node ${cli} echo --stdio --idle-timeout 1s`
     const server = await superserver(
@@ -387,14 +387,14 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     assert.deepEqual(states, [0, 0, 0])
   })
 
-  test('the shell’s view: ls, id and env', async t => {
+  test('a shell behind inetd sees its descriptors, user and environment', async t => {
     const [port] = await ports(1)
     const server = await superserver(
       t,
       `127.0.0.1:${port} stream tcp nowait ${me} /bin/sh sh -c "ls -l /proc/self/fd; id; env"`,
     )
     const text = await talk(t, port!, '')
-    // The listing itself needs one more.
+    // ls itself opens one more.
     const fds = [...text.matchAll(/ (\d+) -> (\S+)/g)].map(([, fd, what]) => [fd, what!.replace(/\d+/g, 'N')])
     assert.deepEqual(fds.slice(0, 3), [
       ['0', 'socket:[N]'],
@@ -415,7 +415,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test(
-    'who is not root can serve as oneself, and is told that nobody else will do',
+    'an ordinary user can run programs as themselves, and entries for other users are refused',
     async t => {
       const [a, b] = await ports(2)
       const conf = (user: string, port: number) =>
@@ -447,7 +447,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     nobodyCan ? false : 'needs root, and a checkout that the user nobody may read',
   )
 
-  test('clients of chargen that never read cost no memory, and nobody else a thing', async t => {
+  test('clients of chargen that never read do not use memory or delay others', async t => {
     const [port, echo] = await ports(2)
     const server = await superserver(
       t,
@@ -465,7 +465,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     for (const socket of deaf) socket.destroy()
   })
 
-  test('SIGHUP while it starts is heeded after the start, and it is not ready before', async t => {
+  test('SIGHUP during the start takes effect after it, and inetd is not ready before', async t => {
     const [admin, ...all] = await ports(301)
     const file = confFile(t, all.map(port => cat(port)).join(''))
     const server = start(t, ['inetd', file, '--admin', local(admin!)])
@@ -484,7 +484,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     assert.equal(await talk(t, all[299]!, 'served'), 'served')
   })
 
-  test('SIGHUP while programs finish opens nothing again', async t => {
+  test('SIGHUP while programs finish does not open sockets again', async t => {
     const [port] = await ports(1)
     const server = await superserver(t, cat(port!), ['--drain', '20s'])
     const socket = await client(t, port!)
@@ -502,7 +502,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     assert.equal(server.lines.filter(({ msg }) => msg === 'configuration read').length, 1)
   })
 
-  test('services share the descriptors that there are: clients wait, none is closed', async t => {
+  test('services share the limit of descriptors: clients wait, and none is refused', async t => {
     const [one, two, copy] = await ports(3)
     const internal = [one, two].map(port => `${local(port!)} stream tcp nowait ${me} internal echo\n`)
     await superserver(t, internal.join('') + cat(copy!), [], {}, 'ulimit -n 120')
@@ -513,7 +513,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
       sockets.push(socket)
     }
     assert.equal(await talk(t, copy!, 'a program too'), 'a program too')
-    // Each ends when it has been served, and makes room for another.
+    // Each client ends when it has been served, and makes room for another.
     await Promise.all(
       sockets.map(async socket => {
         await until(() => socket.soFar() === 'x')
@@ -523,11 +523,11 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test(
-    'on a machine without IPv6 "every address" is those of IPv4',
+    'on a machine without IPv6 "every address" means those of IPv4',
     async t => {
       const [one, two] = await ports(2)
       const library = join(folder(t), 'without-ipv6.so')
-      // As a kernel that was started without it: socket(2).
+      // As on a kernel that was started without IPv6: socket(2).
       const source = `#define _GNU_SOURCE
       #include <dlfcn.h>
       #include <errno.h>

@@ -1,4 +1,6 @@
-/** Runs our inetd and those of Debian with the same file, and one client script that records what each does. */
+/**
+ * Runs our inetd and those of Debian with the same file, and one client script that records what each does.
+ */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { accessSync, chmodSync, constants, lstatSync, rmSync, writeFileSync } from 'node:fs'
@@ -54,7 +56,7 @@ export function others(): readonly Kind[] {
   )
 }
 
-/** What an inetd does, each under a name. */
+/** The behaviour of an inetd, by name. */
 export type Observed = Readonly<Record<string, string>>
 
 const TIMEOUT = 'nothing'
@@ -275,7 +277,7 @@ ${unix} stream unix nowait nobody /bin/cat cat
   // These do not depend on each other, and most of the time passes in waiting.
   await Promise.all([internalServices(), chargenOverTcp(), datagramsOverV4(), tcpmux(), programs()])
 
-  // Looping.
+  // Programs that are started too often.
   await attempt('over .3 a minute', async () => {
     const all = []
     for (let i = 0; i < 5; i++) all.push((await say(loopPort!, 'x').catch(error => error.code)) || 'closed')

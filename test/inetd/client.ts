@@ -1,4 +1,4 @@
-/** What tests of inetd share: programs to put behind it, clients, and a look at processes. */
+/** What the tests of inetd share: programs to run behind it, clients, and the state of processes. */
 
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
@@ -25,14 +25,14 @@ import { until } from '../sys/kernel.ts'
 
 export const root = process.getuid?.() === 0
 
-// What a test runner was started with may not be close-on-exec.
+// Descriptors that the test runner inherited must not reach programs.
 for (const fd of readdirSync('/proc/self/fd').map(Number)) if (fd > 2) closeOnExec(fd)
 
 const why = await whyUnavailable()
 const needs =
   why ?? (has('perl') ? undefined : 'the programs behind inetd are written in Perl, which is not here')
 
-/** node:test's, skipped where inetd or the programs behind it cannot run. */
+/** The one of node:test, skipped where inetd or the programs behind it cannot run. */
 export const test = (name: string, body: (t: TestContext) => void | Promise<void>, skip?: string | false) =>
   nodeTest(name, { skip: (needs ?? skip) || false, timeout: 60_000 }, body)
 
@@ -50,7 +50,7 @@ export async function ports(count: number): Promise<number[]> {
   return found
 }
 
-/** A folder that everybody may read, gone when the test ends. */
+/** A folder that everybody may read. It is removed when the test ends. */
 export function folder(t: TestContext): string {
   const path = mkdtempSync(join(tmpdir(), 'roundelay-inetd-'))
   chmodSync(path, 0o755)
@@ -58,9 +58,9 @@ export function folder(t: TestContext): string {
   return path
 }
 
-/** `%d` etc. are nothing special here; each program says who it is, so that tests see which process answered. */
+/** Programs in Perl. They report their process id, so that tests see which process answered. */
 const programs = {
-  /** Accepts on descriptor 0, as many clients as its argument says, and ends when none comes for 10 s. */
+  /** Accepts on descriptor 0 as many clients as its argument says, and ends if none arrives for 10 s. */
   accept: `
     my $left = shift // 1;
     $SIG{ALRM} = sub { exit 0 };
@@ -72,7 +72,7 @@ const programs = {
       print $client "$$ $text";
       close $client;
     }`,
-  /** Answers datagrams on descriptor 0, as many as its argument says. */
+  /** Answers as many datagrams on descriptor 0 as its argument says. */
   recvfrom: `
     my $left = shift // 1;
     $SIG{ALRM} = sub { exit 0 };
@@ -81,7 +81,10 @@ const programs = {
       my $peer = recv(STDIN, my $text, 65536, 0) // die "recv: $!";
       send(STDOUT, "$$ $text", 0, $peer);
     }`,
-  /** Says what it was given: to the connection, to the first client, or to the sender of the first datagram. */
+  /**
+   * Reports its descriptors, ids and environment: to the connection, the first client, or the sender of the
+   * first datagram.
+   */
   tell: `
     opendir(my $dir, '/proc/self/fd');
     my $own = fileno $dir;
@@ -109,7 +112,7 @@ const programs = {
     else { syswrite STDOUT, $text }`,
 } as const
 
-/** The path of a program, which is there until the test ends. */
+/** Creates a program and returns its path. It is removed when the test ends. */
 export function program(t: TestContext, name: keyof typeof programs): string {
   const path = join(folder(t), name)
   writeFileSync(
@@ -125,7 +128,7 @@ export interface Told {
   readonly [field: string]: unknown
 }
 
-/** What the program \`tell\` said. */
+/** Parses the report of the program `tell`. */
 export function told(text: string): Told {
   const lines = text.split('\n').filter(Boolean)
   const pair = (line: string, by: string) => {
@@ -137,7 +140,10 @@ export function told(text: string): Told {
   return { ...Object.fromEntries(fields), env: Object.fromEntries(env) }
 }
 
-/** A connection, with a promise of all that it gets until the other side ends it. Destroyed when the test ends. */
+/**
+ * A connection, with a promise of all that it receives until the other side ends it. It is destroyed when the
+ * test ends.
+ */
 export async function client(
   t: TestContext,
   where: number | string,
@@ -148,7 +154,7 @@ export async function client(
   t.after(() => void socket.destroy())
   let got = ''
   const all = new Promise<string>(resolve => {
-    // A reset is an end too: tests look at what came before it.
+    // A reset is an end too: tests look at what was received before it.
     for (const event of ['end', 'error', 'close']) socket.on(event, () => resolve(got))
   })
   socket.setEncoding('latin1').on('data', data => {
@@ -158,7 +164,7 @@ export async function client(
   return Object.assign(socket, { all, soFar: () => got })
 }
 
-/** Connects, says it, half-closes, and gives all that comes back. */
+/** Connects, sends `text`, half-closes, and resolves with all that comes back. */
 export async function talk(
   t: TestContext,
   where: number | string,
@@ -172,7 +178,7 @@ export async function talk(
   return all
 }
 
-/** Resolves with undefined when connected, else with the code of why not. */
+/** Resolves with undefined if a connection can be made, otherwise with the code of the error. */
 export async function refusal(port: number, host = '127.0.0.1'): Promise<string | undefined> {
   const socket = connect({ port, host })
   const code = await once(socket, 'connect').then(
@@ -183,7 +189,7 @@ export async function refusal(port: number, host = '127.0.0.1'): Promise<string 
   return code
 }
 
-/** A UDP socket on a loopback address, closed when the test ends. */
+/** A UDP socket on a loopback address. It is closed when the test ends. */
 export async function udp(t: TestContext, host = '127.0.0.1', port = 0) {
   const socket = createSocket({ type: isIPv6(host) ? 'udp6' : 'udp4', reuseAddr: true })
   t.after(() => new Promise<void>(resolve => void socket.close(resolve)))
@@ -192,7 +198,7 @@ export async function udp(t: TestContext, host = '127.0.0.1', port = 0) {
   await once(socket, 'listening')
   const there = host.startsWith('127.') ? '127.0.0.1' : host
   const sendTo = (to: string, payload: string, port: number) => socket.send(payload, port, to)
-  /** One datagram, and the first one that comes back. */
+  /** Sends one datagram, and resolves with the first that comes back. */
   const askAt = async (to: string, payload: string, port: number): Promise<Buffer> => {
     const before = got.length
     sendTo(to, payload, port)
@@ -208,7 +214,7 @@ export async function udp(t: TestContext, host = '127.0.0.1', port = 0) {
   }
 }
 
-/** Child processes that live or were not waited for. */
+/** Child processes that run, and zombies. */
 export function childrenOf(pid: number): { readonly pid: number; readonly state: string }[] {
   const tasks = readdirSync(`/proc/${pid}/task`)
   const pids = tasks.flatMap(task =>
@@ -220,7 +226,7 @@ export function childrenOf(pid: number): { readonly pid: number; readonly state:
   })
 }
 
-/** As in proc_pid_stat(5); undefined for a process that is gone. */
+/** As in proc_pid_stat(5); undefined if there is no such process. */
 export function stateOf(pid: number): string | undefined {
   try {
     return /\) (\w)/.exec(readFileSync(`/proc/${pid}/stat`, 'utf8'))?.[1]
@@ -229,7 +235,7 @@ export function stateOf(pid: number): string | undefined {
   }
 }
 
-/** What each descriptor of a process is. */
+/** What each descriptor of a process refers to. */
 export const descriptorsOf = (pid: number): string[] =>
   readdirSync(`/proc/${pid}/fd`)
     .map(fd => {
@@ -241,7 +247,7 @@ export const descriptorsOf = (pid: number): string[] =>
     })
     .filter(Boolean)
 
-/** The inode of a listening TCP or a UDP socket on 127.0.0.1: another socket has another. */
+/** The inode of a listening TCP or a UDP socket on 127.0.0.1. It identifies the socket. */
 export function inodeOf(port: number, table: 'tcp' | 'udp' = 'tcp'): string | undefined {
   const address = `0100007F:${port.toString(16).toUpperCase().padStart(4, '0')}`
   const state = table === 'tcp' ? '0A' : '07'
@@ -254,7 +260,7 @@ export function inodeOf(port: number, table: 'tcp' | 'udp' = 'tcp'): string | un
 export interface Superserver extends Running {
   readonly file: string
   readonly admin: number
-  /** Writes the file and sends SIGHUP; resolves when it was read, or could not be. */
+  /** Writes the file and sends SIGHUP. Resolves when inetd has read it, or has failed to. */
   reload(conf: string | undefined): Promise<void>
   state(): Promise<Record<string, { readonly service: string; readonly [field: string]: unknown }>>
 }
@@ -294,7 +300,7 @@ export async function superserver(
   }
 }
 
-/** Connects `count` times, a few at a time, and looks at what inetd keeps of that. */
+/** Connects `count` times, a few at a time, and checks that inetd keeps no process and no descriptor. */
 export async function manyConnections(t: TestContext, count: number): Promise<void> {
   const [port] = await ports(1)
   const me = userInfo().username

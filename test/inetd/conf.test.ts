@@ -66,7 +66,7 @@ const clean = 'expected UTF-8 text without control characters'
 const names = 'expected at most the name of the internal service'
 const datagramWait = 'expected wait (or one datagram starts the program for ever)'
 
-/** Lines, and all that is said of each after `inetd.conf:1: Cannot parse `. */
+/** Bad lines, and the message about each after `inetd.conf:1: Cannot parse `. */
 // biome-ignore format: a table
 const malformed: readonly (readonly [line: string, message: string])[] = [
   ['echo', `line "echo": ${fields}`],
@@ -82,7 +82,7 @@ const malformed: readonly (readonly [line: string, message: string])[] = [
   [`7 stream tcp nowait root /bin/sh sh -c 'echo`, `line "7 stream tcp nowait root /bin/sh sh -c 'echo": expected another ' before the line ends`],
   [`7 stream tcp nowait root /bin/sh "a\n b"`, `line "7 stream tcp nowait root /bin/sh "a b"": expected another " before the line ends`],
   [`don't`, `line "don't": expected another ' before the line ends`],
-  // Texts that are none.
+  // Not text.
   ['echo\0 stream tcp nowait root internal', `line "echo\\u{0} stream tcp nowait root internal": ${clean}`],
   ['echo stream\r tcp nowait root internal', `line "echo stream\\u{d} tcp nowait root internal": ${clean}`],
   ['echo \x1b[1m', `line "echo \\u{1b}[1m": ${clean}`],
@@ -201,7 +201,7 @@ describe('a bad line', () => {
       )
     })
 
-  test('is called by the file and by the first of its lines', () => {
+  test('is identified by the file and its first line', () => {
     const { problems } = parseInetdConf(
       '\r\n# one\r\n\r\necho stream\r\n tcp\r\n never root internal\r\n',
       '/etc/x',
@@ -217,7 +217,7 @@ describe('a bad line', () => {
     ])
   })
 
-  test('takes its continuations with it', () => {
+  test('is bad together with its continuation lines', () => {
     const text = 'echo stream sctp nowait root\n\tinternal\necho stream tcp nowait root internal'
     assert.deepEqual(messages(text), [`inetd.conf:1: Cannot parse protocol "sctp": ${protocol}`])
     assert.deepEqual(
@@ -226,12 +226,12 @@ describe('a bad line', () => {
     )
   })
 
-  test('that has two faults is told of the first', () =>
+  test('with two mistakes is reported with the first', () =>
     assert.deepEqual(messages('a b c d e f'), [
       'inetd.conf:1: Cannot parse socket type "b": expected one of stream, dgram',
     ]))
 
-  test('among problems comes in the order of lines', () => {
+  test('is listed among the problems in the order of lines', () => {
     const line = 'echo stream tcp nowait root internal\n'
     assert.deepEqual(
       parse(`${line}${line}bad\n`).problems.map(problem => problem.line),
@@ -239,7 +239,7 @@ describe('a bad line', () => {
     )
   })
 
-  test('passes on what a look-up throws', () => {
+  test('does not hide an error that the look-up throws', () => {
     const fault = new TypeError('a bug')
     const faulty = () => {
       throw fault
@@ -299,7 +299,7 @@ describe('an entry', () => {
       name: 'echo',
     }))
 
-  test('may be a unix socket: a path, colons and all, of which addresses say nothing', () => {
+  test('may be a unix socket, whose path may contain colons and to which addresses do not apply', () => {
     const entry = one('[::1]:\n*:/run/a:b.sock stream unix nowait nobody /bin/cat')
     assert.deepEqual([entry.key, entry.service], ['unix /run/a:b.sock', '/run/a:b.sock'])
     assert.deepEqual(socketsOf(entry), { family: 'unix', path: '/run/a:b.sock' })
@@ -309,7 +309,7 @@ describe('an entry', () => {
     assert.equal(one('/run/x stream unix nowait nobody internal echo').kind, 'internal')
   })
 
-  test('may be a service of tcpmux, whose name has no case (RFC 1078)', () => {
+  test('may be a service of tcpmux, in whose name case does not matter (RFC 1078)', () => {
     const [date, phone] = entriesOf(
       '127.0.0.1:\ntcpmux/+Date stream tcp nowait guest /bin/date date\ntcpmux/phonebook stream tcp nowait.3 guest /usr/bin/phone',
     )
@@ -348,14 +348,14 @@ describe('an entry', () => {
       assert.equal(one(line).kind, 'multiplexer', line)
   })
 
-  test('has a limit of starts behind "." or ":", 256 without, none for 0', () => {
+  test('has a limit of starts after "." or ":", which is 256 by default, and none if it is 0', () => {
     const limits = ['nowait', 'nowait.40', 'nowait:40', 'wait.1', 'wait:999999999', 'nowait.0'].map(
       wait => one(`7 stream tcp ${wait} root /bin/cat`).maxPerMinute,
     )
     assert.deepEqual(limits, [256, 40, 40, 1, 999_999_999, Number.POSITIVE_INFINITY])
   })
 
-  test('has a user, and a group behind ":" or "."', () => {
+  test('has a user, and a group after ":" or "."', () => {
     const table: [text: string, user: string, group?: string][] = [
       ['root', 'root'],
       ['_fingerd', '_fingerd'],
@@ -371,7 +371,7 @@ describe('an entry', () => {
     }
   })
 
-  test('has the arguments that are written, quotes taken off', () => {
+  test('has arguments without their quotes', () => {
     const table: [written: string, argv: string[]][] = [
       ['', ['/bin/sh']],
       ['sh', ['sh']],
@@ -397,7 +397,7 @@ describe('an entry', () => {
 describe('addresses', () => {
   const rest = 'stream tcp nowait root internal'
 
-  test('are of both families, or of that of the protocol', () => {
+  test('are of both families, or of the family of the protocol', () => {
     const table = [
       ['tcp', 'tcp 0.0.0.0:7, tcp [::]:7'],
       ['tcp46', 'tcp 0.0.0.0:7, tcp [::]:7'],
@@ -413,7 +413,7 @@ describe('addresses', () => {
       )
   })
 
-  test('stand before a service, as many as are wanted, each once and in RFC 5952 form', () => {
+  test('before a service are listed once each, in the form of RFC 5952', () => {
     assert.equal(one(`127.0.0.1:echo ${rest}`).key, 'tcp 127.0.0.1:7')
     assert.equal(one(`[0:0::1]:7 ${rest} echo`).key, 'tcp [::1]:7')
     assert.equal(one(`::1:7 ${rest} echo`).key, 'tcp [::1]:7')
@@ -424,7 +424,7 @@ describe('addresses', () => {
     assert.equal(one('127.0.0.1,[::1]:echo stream tcp6 nowait root internal').key, 'tcp [::1]:7')
   })
 
-  test('alone on a line are for the lines after it', () => {
+  test('alone on a line are the default of the lines after it', () => {
     const text = `echo ${rest}
 127.0.0.1,[::1]:
 discard ${rest}
@@ -444,7 +444,7 @@ tcpmux ${rest}`
     ])
   })
 
-  test('that are a bad default let nothing listen elsewhere', () => {
+  test('that are a bad default do not let the lines after it listen elsewhere', () => {
     for (const bad of ['localhost:', '127.0.0.1, 127.0.0.2:', '127.0.0.1\0:', `${'x'.repeat(9000)}:`]) {
       const { entries, problems } = parse(
         `127.0.0.1:\n${bad}\necho ${rest}\n[::1]:echo ${rest}\n/run/x stream unix nowait root /bin/cat\n*:\ndiscard ${rest}`,
@@ -471,7 +471,7 @@ tcpmux ${rest}`
       'tcp 127.0.0.1:7',
     ])
     assert.deepEqual(familiesOf(entriesOf(`echo ${rest}\necho ${tcp6}`)[0]!), [4])
-    // Two others: nothing is taken from them.
+    // The addresses differ: nothing is taken away.
     assert.deepEqual(keys(`echo ${rest}\n[::1]:echo ${tcp6}`), ['tcp 0.0.0.0:7, tcp [::]:7', 'tcp [::1]:7'])
     assert.deepEqual(keys(`echo ${rest}\ndiscard ${tcp6}`), ['tcp 0.0.0.0:7, tcp [::]:7', 'tcp [::]:9'])
     assert.deepEqual(keys(`echo ${rest}\necho dgram udp6 wait root internal`), [
@@ -481,7 +481,7 @@ tcpmux ${rest}`
   })
 })
 
-test('two lines for the same socket: the later is bad, and names the first', () => {
+test('of two lines for the same socket the later is bad, and the message names the earlier', () => {
   // biome-ignore format: a table
   const table: [first: string, second: string, what: string][] = [
     ['echo stream tcp nowait root internal', 'echo stream tcp nowait root /bin/cat', 'service "echo": expected another socket (tcp 0.0.0.0:7'],
@@ -506,7 +506,7 @@ test('two lines for the same socket: the later is bad, and names the first', () 
   }
 })
 
-test('after an IPsec policy nothing serves, until "#@" ends it', () => {
+test('no entry after an IPsec policy is accepted until "#@" ends it', () => {
   const text = `#@ in ipsec esp/transport//require
 echo stream tcp nowait root internal
 #@
@@ -526,12 +526,12 @@ time stream tcp nowait root internal`
 describe('a file', () => {
   const shown = (text: string) => entriesOf(text).map(entry => `${entry.line}: ${inWords(entry)}`)
 
-  test('of nothing has nothing', () => {
+  test('without entries is empty', () => {
     for (const text of ['', '\n', '\r\n', '  \t\n\n', '#', '# a\n  # b\n#@\n', '*:', '127.0.0.1:\n'])
       assert.deepEqual(parse(text), { entries: [], problems: [] }, JSON.stringify(text))
   })
 
-  test('as Debian has it', () => {
+  test('of Debian is understood', () => {
     const text = `# /etc/inetd.conf:  see inetd(8) for further informations.
 #
 # <service_name> <sock_type> <proto> <flags> <user> <server_path> <args>
@@ -559,7 +559,7 @@ tftp		dgram	udp4	wait	nobody	/usr/sbin/tcpd	/usr/sbin/in.tftpd --tftpd-timeout 3
     assert.deepEqual(program.argv, ['/usr/sbin/in.tftpd', '--tftpd-timeout', '300', '/srv/tftp'])
   })
 
-  test('as OpenBSD and FreeBSD have it, with a line for each family', () => {
+  test('of OpenBSD or FreeBSD, with a line for each family, is understood', () => {
     const text = `#	$OpenBSD$
 # define *both* IPv4 and IPv6 entries for dual-stack support.
 finger		stream	tcp	nowait	_fingerd /usr/libexec/fingerd	fingerd -lsm
@@ -580,7 +580,7 @@ daytime		stream	tcp6	nowait	root	internal
     ])
   })
 
-  test('as NetBSD has it, with "." and ":", quotes and continuations', () => {
+  test('of NetBSD, with "." and ":", quotes and continuation lines, is understood', () => {
     const text = `ident	stream	tcp	wait	nobody.kmem /usr/libexec/identd	identd -w -t60
 127.0.0.1:
 ftp		stream	tcp
@@ -595,7 +595,7 @@ ftp		stream	tcp
     ])
   })
 
-  test("as the examples of GNU's manual have it, aligned with spaces, with tcpmux", () => {
+  test("of GNU's manual, aligned with spaces and with tcpmux, is understood", () => {
     const text = `ftp           stream  tcp   nowait root  /usr/libexec/ftpd       ftpd -l
 ntalk         dgram   udp   wait   root  /usr/libexec/ntalkd     ntalkd
 tcpmux        stream  tcp   nowait root  internal
@@ -611,14 +611,14 @@ tcpmux/phonebook stream tcp nowait guest /usr/local/bin/phonebook phonebook
     ])
   })
 
-  test('may end its lines as Windows does, or not end the last', () => {
+  test('may have the line ends of Windows, or none after the last line', () => {
     const text =
       'echo stream tcp\r\n\tnowait root internal\r\n\r\n# x\r\n7009 stream tcp nowait nobody /bin/cat'
     assert.deepEqual(entriesOf(text), entriesOf(text.replaceAll('\r', '')))
     assert.deepEqual(keys(text), ['tcp 0.0.0.0:7, tcp [::]:7', 'tcp 0.0.0.0:7009, tcp [::]:7009'])
   })
 
-  test('may have white space before an entry that goes on with nothing', () =>
+  test('may have white space before an entry if there is no entry to continue', () =>
     assert.deepEqual(
       entriesOf(
         '  echo stream tcp nowait root internal\n\n\tdiscard stream tcp nowait root internal\n # c\n time stream tcp nowait root internal',
@@ -648,7 +648,7 @@ describe('services', () => {
     assert.deepEqual([lookUp('tftp', 'tcp'), lookUp('ftp', 'udp')], [undefined, undefined])
   })
 
-  test('of another form are passed over, and the first of a name counts', () => {
+  test('of another form are ignored, and the first line with a name decides', () => {
     const find = parseServices(
       'a 1/tcp x # y\r\n b 2/tcp\nb 3/tcp\nx 4/tcp\nc\nd 5\ne 6/sctp\nf 0/tcp\ng 65536/tcp\nh /tcp\ni 7/tcp#z\n#j 8/tcp\nk -9/tcp\nl 65535/udp m',
     )
@@ -657,7 +657,7 @@ describe('services', () => {
   })
 })
 
-test('no text makes it throw, and what it says of one is well-formed', () => {
+test('no text makes the parser throw, and its messages are well-formed', () => {
   let seed = 1
   const below = (limit: number) => {
     seed = (Math.imul(seed, 1_664_525) + 1_013_904_223) >>> 0

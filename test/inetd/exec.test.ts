@@ -13,7 +13,10 @@ const shim = fileURLToPath(new URL('../../src/inetd/exec.ts', import.meta.url))
 const PATH = process.env.PATH ?? ''
 const orRoot = root ? false : 'only root can become somebody else'
 
-/** The shim with a connection as 0, 1 and 2, as inetd starts it, and the client of that connection. */
+/**
+ * Starts the shim as inetd does, with a connection as descriptors 0, 1 and 2, and returns the client of that
+ * connection.
+ */
 async function shimFor(t: TestContext, orders: ExecOrders | MuxOrders, wrapper: readonly string[] = []) {
   const server = createServer({ pauseOnConnect: true, allowHalfOpen: true }).listen(0, '127.0.0.1')
   await once(server, 'listening')
@@ -34,7 +37,7 @@ async function shimFor(t: TestContext, orders: ExecOrders | MuxOrders, wrapper: 
 
 const root0 = { name: 'root', uid: 0, gid: 0, supplementary: false }
 
-test('the shim becomes the program: same process, argv as ordered, that environment and nothing else', async t => {
+test('the shim becomes the program: the same process with the ordered arguments and environment', async t => {
   const path = program(t, 'tell')
   const env = { PATH, GREETING: 'hello\nworld', PROTO: 'TCP' }
   const orders = { path: '/usr/bin/env', argv: ['an-odd-name', 'perl', path, 'a b'], account: undefined, env }
@@ -63,7 +66,7 @@ test('no signal is ignored or blocked in the program, though Node ignores some',
 })
 
 test(
-  'the shim takes on user, group and supplementary groups of a user who has some',
+  'the shim takes on the user, the group and the supplementary groups',
   async t => {
     const who = member(t)
     if (!who) return t.skip(noMember)
@@ -78,7 +81,7 @@ test(
 )
 
 test(
-  'the shim gives a user without supplementary groups none of those of root',
+  'the shim does not leave the groups of root to a user without supplementary groups',
   async t => {
     const account = { name: 'daemon', uid: 1, gid: 1, supplementary: false }
     const orders = { path: program(t, 'tell'), argv: ['tell'], account, env: { PATH: '/usr/bin:/bin' } }
@@ -89,7 +92,7 @@ test(
   orRoot,
 )
 
-test('a program that cannot be run ends the shim with 127, and its client is told nothing', async t => {
+test('if the program cannot be run the shim exits with 127, and the client receives nothing', async t => {
   for (const path of ['/nonexistent', '/etc/passwd', '/', '/etc/passwd/x']) {
     const { peer, ended } = await shimFor(t, { path, argv: ['x'], account: undefined, env: {} })
     assert.equal(await ended, CANNOT_RUN, path)
@@ -97,7 +100,10 @@ test('a program that cannot be run ends the shim with 127, and its client is tol
   }
 })
 
-/** Runs a command as root that cannot change its user. The files of the checkout stay readable, wherever it lies. */
+/**
+ * Runs a command as a root that cannot change its user. Unlike another user it can read the checkout wherever
+ * that lies.
+ */
 const withoutSetuid = ['setpriv', '--bounding-set', '-setuid,-setgid', '--inh-caps', '-setuid,-setgid']
 
 test(
@@ -119,29 +125,29 @@ const services: MuxOrders['services'] = [
   { name: 'missing', plus: true, path: '/nonexistent', argv: ['x'], account: undefined },
 ]
 
-/** What comes back through tcpmux. */
+/** The answer of tcpmux to `text`. */
 async function multiplexed(t: TestContext, text: string): Promise<string> {
   const { peer } = await shimFor(t, { services, env: {} })
   peer.end(text)
   return peer.all
 }
 
-test('tcpmux (RFC 1078) answers with the services that it has, one on a line, to help', async t => {
+test('tcpmux (RFC 1078) answers "help" with its services, one on each line', async t => {
   assert.equal(await multiplexed(t, 'help\r\n'), 'greet\r\ncopy\r\nmissing\r\n')
   assert.equal(await multiplexed(t, 'HELP\r\n'), 'greet\r\ncopy\r\nmissing\r\n')
 })
 
-test('tcpmux says "+" for a service that cannot, and lets the others speak for themselves', async t => {
+test('tcpmux sends "+" for a service with a plus, and nothing for the others', async t => {
   assert.equal(await multiplexed(t, 'greet\r\n'), '+Go\r\nhello\n')
   assert.equal(await multiplexed(t, 'copy\r\nall of it\r\n'), 'all of it\r\n')
 })
 
-test('tcpmux does not tell cases apart, and takes a bare line feed', async t => {
+test('tcpmux ignores case, and accepts a bare line feed', async t => {
   assert.equal(await multiplexed(t, 'GrEeT\r\n'), '+Go\r\nhello\n')
   assert.equal(await multiplexed(t, 'greet\n'), '+Go\r\nhello\n')
 })
 
-test('tcpmux takes no octet more than the line: the rest is the program’s', async t => {
+test('tcpmux reads no octet beyond the line, which leaves the rest to the program', async t => {
   const { peer } = await shimFor(t, { services, env: {} })
   for (const octet of 'copy\r\none') {
     peer.write(octet)
@@ -151,12 +157,12 @@ test('tcpmux takes no octet more than the line: the rest is the program’s', as
   assert.equal(await peer.all, 'one two')
 })
 
-test('tcpmux refuses what it does not have with "-"', async t => {
+test('tcpmux answers a request for an unknown service with "-"', async t => {
   for (const name of ['nothing', '', 'greet ', '+greet'])
     assert.match(await multiplexed(t, `${name}\r\n`), /^-.+\r\n$/, JSON.stringify(name))
 })
 
-test('tcpmux ends without a word when no line comes, or one that is no name', async t => {
+test('tcpmux ends without an answer if it receives no line, or one that is too long', async t => {
   assert.equal(await multiplexed(t, ''), '')
   assert.equal(await multiplexed(t, 'greet'), '')
   assert.equal(await multiplexed(t, 'x'.repeat(10_000)), '')
@@ -183,7 +189,7 @@ test('tcpmux ends for a client that sends no name, or sends it too slowly', asyn
   assert.equal(await slow.ended, 0)
 })
 
-test('others cannot read the environment of programs off the arguments of the shim', async t => {
+test('the environment of programs is not visible in the arguments of the shim', async t => {
   const { child, peer } = await shimFor(t, { services, env: { SECRET: 'xyzzy' } })
   await until(() => stateOf(child.pid as number) === 'S')
   assert.doesNotMatch(readFileSync(`/proc/${child.pid}/cmdline`, 'utf8'), /xyzzy/)

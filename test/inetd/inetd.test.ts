@@ -41,7 +41,10 @@ interface Said {
   readonly details: object
 }
 
-/** An Inetd in this process, closed when the test ends. Every entry runs as `account`, or as whoever runs the test. */
+/**
+ * Starts inetd in this process; it is closed when the test ends. Every entry runs as `account`, by default as
+ * the user of the test.
+ */
 async function serve(t: TestContext, conf: string, wanted: Partial<InetdOptions> = {}, account?: Account) {
   const said: Said[] = []
   const clock = new VirtualClock()
@@ -90,14 +93,14 @@ const cat = (port: number, host = '127.0.0.1', wait = 'nowait') =>
 const perl = (port: number, type: 'stream' | 'dgram', wait: string, path: string, args = '') =>
   `127.0.0.1:${port} ${type} ${type === 'stream' ? 'tcp' : 'udp'} ${wait} root ${path} ${path} ${args}\n`
 
-/** The process that answered, and what it said. */
+/** The process that answered, and its answer. */
 const answer = (text: string) => {
   const [, pid, rest] = /^(\d+) (.*)$/s.exec(text) ?? []
   return { pid: Number(pid), rest }
 }
 
 for (const host of ['127.0.0.1', '::1'])
-  test(`stream nowait over ${host}: each connection has a program of its own`, async t => {
+  test(`stream nowait over ${host}: each connection gets a program of its own`, async t => {
     const [port] = await ports(1)
     const { row } = await serve(t, cat(port!, host))
     const a = await client(t, port!, { host })
@@ -112,17 +115,17 @@ for (const host of ['127.0.0.1', '::1'])
     assert.equal(await a.all, 'a')
     assert.equal(await b.all, 'bc')
     await until(() => row(`${port}/tcp`).running === 0)
-    assert.deepEqual(childrenOf(process.pid), [], 'they are waited for')
+    assert.deepEqual(childrenOf(process.pid), [], 'there are no zombies')
   })
 
-test('a large stream passes through a program whole', async t => {
+test('a large stream passes through a program complete', async t => {
   const [port] = await ports(1)
   await serve(t, cat(port!))
   const text = Array.from({ length: 200_000 }, (_, i) => `line ${i}\n`).join('')
   assert.ok((await talk(t, port!, text)) === text)
 })
 
-test('what a client sends before the program runs is not lost', async t => {
+test('data that a client sends before the program runs is not lost', async t => {
   const [port] = await ports(1)
   await serve(t, cat(port!))
   const answers = await Promise.all(Array.from({ length: 20 }, (_, i) => talk(t, port!, `I am ${i}`)))
@@ -153,7 +156,7 @@ const connectionIn = ({ env }: ReturnType<typeof told>) =>
   Object.fromEntries(Object.entries(env).filter(([name]) => /^(PROTO|(TCP|UDP)(LOCAL|REMOTE))/.test(name)))
 
 for (const host of ['127.0.0.1', '::1'])
-  test(`a program for a connection over ${host} has descriptors 0, 1, 2, its name, and the addresses`, async t => {
+  test(`a program for a connection over ${host} gets descriptors 0, 1 and 2, its arguments, and the addresses`, async t => {
     const [port] = await ports(1)
     const path = program(t, 'tell')
     process.env.ROUNDELAY_SECRET = 'ours'
@@ -178,13 +181,13 @@ for (const host of ['127.0.0.1', '::1'])
     assert.match(String(said.cmdline), / a b$/)
   })
 
-test('argv[0] is as configured', async t => {
+test('argv[0] is the one of the configuration', async t => {
   const [port] = await ports(1)
   await serve(t, `127.0.0.1:${port} stream tcp nowait root /bin/sh odd-name -c "echo \\$0 $0"`)
   assert.equal(await talk(t, port!, ''), '$0 odd-name\n')
 })
 
-test('a program that is handed a socket has it as 0, 1, 2, and knows its own address', async t => {
+test('a program that gets the socket has it as descriptors 0, 1 and 2, and knows its address', async t => {
   const [tcp, datagrams] = await ports(2)
   const path = program(t, 'tell')
   await serve(
@@ -208,7 +211,7 @@ test('a program that is handed a socket has it as 0, 1, 2, and knows its own add
 })
 
 test(
-  'a program runs as its user, with that group, and with none of ours',
+  'a program runs as its user and group, without the groups of inetd',
   async t => {
     const [port] = await ports(1)
     const account = { name: 'daemon', uid: 1, gid: 2, supplementary: false }
@@ -222,7 +225,7 @@ test(
 )
 
 test(
-  'a program of a user with supplementary groups has them, in all three ways, and is otherwise the same',
+  'a program of a user with supplementary groups gets them in all three modes, and is otherwise the same',
   async t => {
     const who = member(t)
     if (!who) return t.skip(noMember)
@@ -251,7 +254,7 @@ test(
   root ? false : 'only root can start programs as somebody else',
 )
 
-test('stream wait: the program gets the listening socket, accepts by itself, and another follows it', async t => {
+test('stream wait: the program gets the listening socket and accepts by itself, and another program follows it', async t => {
   const [port] = await ports(1)
   const { row } = await serve(t, perl(port!, 'stream', 'wait', program(t, 'accept'), '2'))
   assert.equal(row(`${port}/tcp`).state, 'listening')
@@ -268,7 +271,7 @@ test('stream wait: the program gets the listening socket, accepts by itself, and
   assert.equal(row(`${port}/tcp`).started, 2)
 })
 
-test('stream wait: while the program runs nobody else is started, and who comes meanwhile is served by it', async t => {
+test('stream wait: while the program runs no other is started, and it serves the clients that arrive', async t => {
   const [port] = await ports(1)
   const { row } = await serve(t, perl(port!, 'stream', 'wait', program(t, 'accept'), '3'))
   const slow = await client(t, port!)
@@ -302,7 +305,7 @@ test('dgram wait: the program finds the first datagram and those after it; then 
   assert.equal(row(`${port}/udp`).started, 2)
 })
 
-test('dgram wait: what came in a burst is all served, by as many programs as it takes', async t => {
+test('dgram wait: a burst of datagrams is served completely, by one program after the other', async t => {
   const [port] = await ports(1)
   const { row } = await serve(t, perl(port!, 'dgram', 'wait', program(t, 'recvfrom'), '1'))
   const peer = await udp(t)
@@ -316,7 +319,7 @@ test('dgram wait: what came in a burst is all served, by as many programs as it 
   assert.equal(row(`${port}/udp`).started, 10)
 })
 
-test('a service that is started too often in a minute is off for ten, and then back', async t => {
+test('a service that starts too many programs in a minute is off for ten minutes, and then returns', async t => {
   const [port, other] = await ports(2)
   const { clock, said, row } = await serve(t, cat(port!, '127.0.0.1', 'nowait.3') + cat(other!))
   for (let i = 0; i < 3; i++) assert.equal(await talk(t, port!, 'x'), 'x')
@@ -332,7 +335,7 @@ test('a service that is started too often in a minute is off for ten, and then b
   assert.equal(row(`${port}/tcp`).state, 'off')
   assert.equal(row(`${port}/tcp`).refused, 1)
   assert.equal(await refusal(port!), 'ECONNREFUSED')
-  assert.equal(await talk(t, other!, 'others are well'), 'others are well')
+  assert.equal(await talk(t, other!, 'unaffected'), 'unaffected')
   await clock.advance(TEN_MINUTES - 1)
   assert.equal(await refusal(port!), 'ECONNREFUSED')
   await clock.advance(1)
@@ -350,7 +353,7 @@ test('starts that are a minute old do not count', async t => {
   assert.deepEqual(said, [])
 })
 
-test('a datagram that no program takes from its socket switches the service off, and inetd lives', async t => {
+test('a datagram that no program reads switches the service off, and inetd survives', async t => {
   const [port, other] = await ports(2)
   const conf = `127.0.0.1:${port} dgram udp wait.20 root /bin/true true\n${cat(other!)}`
   const { clock, complaints, row } = await serve(t, conf)
@@ -368,7 +371,7 @@ test('a datagram that no program takes from its socket switches the service off,
   await until(() => row(`${port}/udp`).started > 20)
 })
 
-test('a program that cannot be run: the connection is closed, it is said once, and inetd lives', async t => {
+test('if a program cannot be run the connection is closed, the error is logged, and inetd survives', async t => {
   const dir = folder(t)
   const plain = join(dir, 'not-executable')
   writeFileSync(plain, '#!/bin/sh\n')
@@ -387,13 +390,13 @@ test('a program that cannot be run: the connection is closed, it is said once, a
   }
   assert.deepEqual(complaints(), ['cannot start a program'])
   assert.equal(await talk(t, good!, 'x'), 'x')
-  writeFileSync(plain, '#!/bin/sh\necho mended\n')
+  writeFileSync(plain, '#!/bin/sh\necho fixed\n')
   chmodSync(plain, 0o755)
-  assert.equal(await talk(t, all[1]!, ''), 'mended\n')
+  assert.equal(await talk(t, all[1]!, ''), 'fixed\n')
 })
 
 test(
-  'a program that cannot be run as a user with supplementary groups is said, and not to the client',
+  'a program that cannot be run as a user with supplementary groups is logged, and the client receives nothing',
   async t => {
     const who = member(t)
     if (!who) return t.skip(noMember)
@@ -407,7 +410,7 @@ test(
   root ? false : 'only root can start programs as somebody else',
 )
 
-test('a service that waits for a program that is missing tries again, and serves once it is there', async t => {
+test('a wait service whose program is missing tries again, and serves when the program exists', async t => {
   const [port] = await ports(1)
   const path = join(folder(t), 'server')
   const { complaints, clock, row } = await serve(t, perl(port!, 'dgram', 'wait', path))
@@ -421,7 +424,7 @@ test('a service that waits for a program that is missing tries again, and serves
   await until(() => row(`${port}/udp`).running === 0)
 })
 
-test('programs that fail are counted, and those that do not are not', async t => {
+test('only programs that fail are counted as failed', async t => {
   const [port] = await ports(1)
   const { row } = await serve(
     t,
@@ -433,7 +436,7 @@ test('programs that fail are counted, and those that do not are not', async t =>
   assert.deepEqual({ started, failed, refused }, { started: 3, failed: 2, refused: 0 })
 })
 
-test('at --max-children clients wait, unrefused, whichever their service, and are served later', async t => {
+test('at --max-children clients of all services wait, and are served later', async t => {
   const [a, b, waits] = await ports(3)
   const conf = cat(a!) + cat(b!) + perl(waits!, 'stream', 'wait', program(t, 'accept'))
   const { complaints, inetd } = await serve(t, conf, { maxChildren: 2 })
@@ -455,10 +458,10 @@ test('at --max-children clients wait, unrefused, whichever their service, and ar
   second.end()
   assert.equal(await third.all, '3')
   assert.equal(answer(await fourth.all).rest, '4')
-  assert.deepEqual(complaints(), ['process cap reached: further clients wait'], 'and said once')
+  assert.deepEqual(complaints(), ['process cap reached: further clients wait'], 'and this is logged once')
 })
 
-test('at --max-children a service that is opened anew waits too', async t => {
+test('at --max-children a new service waits too', async t => {
   const [a, b] = await ports(2)
   const { apply } = await serve(t, cat(a!), { maxChildren: 1 })
   const first = await client(t, a!)
@@ -476,7 +479,7 @@ test('at --max-children a service that is opened anew waits too', async t => {
   assert.equal(await second.all, '2')
 })
 
-test('over --max-per-ip a client is closed; other addresses are not, and it may come again', async t => {
+test('over --max-per-ip a client is refused; other addresses are not, and it may return', async t => {
   const [port] = await ports(1)
   const { row } = await serve(t, cat(port!), { maxPerIp: 2 })
   const [a, b] = [await client(t, port!), await client(t, port!)]
@@ -492,7 +495,7 @@ test('over --max-per-ip a client is closed; other addresses are not, and it may 
   assert.equal(await talk(t, port!, 'again'), 'again')
 })
 
-test('over --rate-per-ip a client is closed until the minute is over; other addresses are not', async t => {
+test('over --rate-per-ip a client is refused until the minute is over; other addresses are not', async t => {
   const [port] = await ports(1)
   const { row, clock } = await serve(t, cat(port!), { ratePerIp: 2 })
   for (let i = 0; i < 2; i++) assert.equal(await talk(t, port!, 'x'), 'x')
@@ -503,7 +506,7 @@ test('over --rate-per-ip a client is closed until the minute is over; other addr
   assert.equal(await talk(t, port!, 'x'), 'x')
 })
 
-test('read again, what has not changed keeps its sockets, wherever it stands', async t => {
+test('when the file is read again unchanged entries keep their sockets, wherever they stand', async t => {
   const [tcp, datagrams, internal, moved, to] = await ports(5)
   const recvfrom = program(t, 'recvfrom')
   const lines = [
@@ -528,7 +531,7 @@ test('read again, what has not changed keeps its sockets, wherever it stands', a
   assert.deepEqual(complaints(), [])
 })
 
-test('read again, the same sockets serve another program, limit or kind', async t => {
+test('when the file is read again the same address can get another program, limit or kind', async t => {
   const [port] = await ports(1)
   const { apply } = await serve(t, cat(port!))
   const line = (rest: string) => `127.0.0.1:${port} stream tcp ${rest}\n`
@@ -545,7 +548,7 @@ test('read again, the same sockets serve another program, limit or kind', async 
   assert.equal(await talk(t, port!, 'z'), '', 'the new limit')
 })
 
-test('programs of a service that was removed live on, and are waited for', async t => {
+test('programs of a removed service continue, and leave no zombie', async t => {
   const [port, other] = await ports(2)
   const { apply } = await serve(t, cat(port!) + cat(other!))
   const socket = await client(t, port!)
@@ -558,7 +561,7 @@ test('programs of a service that was removed live on, and are waited for', async
   await until(() => childrenOf(process.pid).length === 0)
 })
 
-test('a program that has the socket of a removed service serves on, and inetd does not look at it again', async t => {
+test('a program that has the socket of a removed service continues, and inetd does not watch it again', async t => {
   const [port] = await ports(1)
   const { apply, inetd } = await serve(t, perl(port!, 'dgram', 'wait', program(t, 'recvfrom'), '2'))
   const peer = await udp(t)
@@ -570,7 +573,7 @@ test('a program that has the socket of a removed service serves on, and inetd do
   assert.deepEqual(inetd.rows(), [])
 })
 
-test('a connection to an internal service that was removed goes on', async t => {
+test('a connection to a removed internal service continues', async t => {
   const [port] = await ports(1)
   const { apply } = await serve(t, `127.0.0.1:${port} stream tcp nowait root internal echo`)
   const socket = await client(t, port!)
@@ -582,7 +585,7 @@ test('a connection to an internal service that was removed goes on', async t => 
   assert.equal(await socket.all, 'before and after')
 })
 
-test('an address that cannot be had is said; the rest works; it is tried again in time, or when read again', async t => {
+test('an address that cannot be bound is logged, and retried in time or when the file is read again', async t => {
   const holder = createServer().listen(0, '127.0.0.1')
   await once(holder, 'listening')
   t.after(() => void holder.close())
@@ -596,16 +599,16 @@ test('an address that cannot be had is said; the rest works; it is tried again i
   assert.equal(await talk(t, other!, 'x'), 'x')
   await clock.advance(TEN_MINUTES)
   await apply(conf)
-  assert.deepEqual(complaints(), [complaint, complaint], 'who asks is told again')
+  assert.deepEqual(complaints(), [complaint, complaint], 'an operator who reads the file again is told again')
   await once(holder.close(), 'close')
   await apply(conf)
-  assert.equal(await talk(t, port, 'mended'), 'mended')
+  assert.equal(await talk(t, port, 'fixed'), 'fixed')
   await clock.advance(TEN_MINUTES)
   assert.equal(await talk(t, port, 'once only'), 'once only')
   assert.equal(complaints().length, 2)
 })
 
-test('a service that is off for looping is back when the file is read again', async t => {
+test('a service that is off for looping returns when the file is read again', async t => {
   const [port] = await ports(1)
   const { row, apply } = await serve(t, cat(port!, '127.0.0.1', 'nowait.1'))
   assert.equal(await talk(t, port!, 'x'), 'x')
@@ -615,7 +618,7 @@ test('a service that is off for looping is back when the file is read again', as
   assert.equal(await talk(t, port!, 'y'), 'y')
 })
 
-test('unix sockets are served like others, and their files come and go', async t => {
+test('unix sockets are served like others, and their files are created and removed', async t => {
   const dir = folder(t)
   const [nowait, wait] = [join(dir, 'nowait.sock'), join(dir, 'with:colon.sock')]
   const tell = join(dir, 'tell.sock')
@@ -626,7 +629,8 @@ ${wait} stream unix wait root ${program(t, 'accept')} x 2
 ${tell} stream unix nowait root ${program(t, 'tell')} x`,
   )
   for (let i = 0; i < 2; i++) assert.equal(await talk(t, nowait, 'hello'), 'hello')
-  for (const path of [nowait, wait]) assert.equal(lstatSync(path).mode & 0o777, 0o666, 'anybody may connect')
+  for (const path of [nowait, wait])
+    assert.equal(lstatSync(path).mode & 0o777, 0o666, 'everybody may connect')
   const first = answer(await talk(t, wait, 'one'))
   const second = answer(await talk(t, wait, 'two'))
   assert.deepEqual([first.rest, second.rest, second.pid], ['one', 'two', first.pid])
@@ -639,7 +643,7 @@ ${tell} stream unix nowait root ${program(t, 'tell')} x`,
   assert.throws(() => row(`${nowait}/unix`))
 })
 
-test('a socket that an earlier server left is removed; any other file stays, and the service waits', async t => {
+test('a socket that an earlier server left is removed; any other file stays, and the service is off', async t => {
   const dir = folder(t)
   const [stale, file] = [join(dir, 'stale.sock'), join(dir, 'file')]
   close(listenUnix(stale, false))
@@ -656,7 +660,7 @@ test('a socket that an earlier server left is removed; any other file stays, and
 })
 
 for (const host of ['127.0.0.1', '::1'])
-  test(`the internal services over ${host} say what their RFCs have them say, over TCP and UDP`, async t => {
+  test(`the internal services over ${host} answer as their RFCs require, over TCP and UDP`, async t => {
     const [echo, discard, chargen, daytime, time] = await ports(5)
     const both = (port: number, name: string) =>
       `[${host}]:${port} stream tcp nowait root internal ${name}
@@ -778,7 +782,7 @@ test('500 services are opened, kept, and closed, and no descriptor is left', asy
   assert.deepEqual(complaints(), [])
 })
 
-test('close ends when the last program has, and gives every descriptor back', async t => {
+test('close resolves when the last program has ended, and every descriptor is closed', async t => {
   const before = descriptorsOf(process.pid).length
   const [port, waits] = await ports(2)
   const { close } = await serve(t, cat(port!) + perl(waits!, 'dgram', 'wait', program(t, 'recvfrom')))
@@ -800,7 +804,7 @@ test('close ends when the last program has, and gives every descriptor back', as
   await until(() => descriptorsOf(process.pid).length <= before)
 })
 
-test('close ends programs that the deadline finds running', async t => {
+test('close ends the programs that still run at the deadline', async t => {
   const [port] = await ports(1)
   const { close } = await serve(t, cat(port!))
   const socket = await client(t, port!)
@@ -815,20 +819,20 @@ test('close ends programs that the deadline finds running', async t => {
   assert.equal(await socket.all, 'x')
 })
 
-test('an address that cannot be had takes no other with it that could', async t => {
+test('an address that cannot be bound leaves no listener on the other addresses of the entry', async t => {
   const holder = createServer().listen({ port: 0, host: '::1' })
   await once(holder, 'listening')
   t.after(() => void holder.close())
   const { port } = holder.address() as AddressInfo
   const conf = `127.0.0.1,[::1]:${port} stream tcp nowait root /bin/cat cat`
   const { apply } = await serve(t, conf)
-  assert.equal(await refusal(port), 'ECONNREFUSED', 'nobody listens who does not accept')
+  assert.equal(await refusal(port), 'ECONNREFUSED', 'no socket listens that nobody accepts from')
   await once(holder.close(), 'close')
   await apply(conf)
   assert.equal(await talk(t, port, 'both'), 'both')
 })
 
-test('no UDP service answers another one, or they could go on for ever', async t => {
+test('no UDP service answers another one, since the two could go on for ever', async t => {
   const [one, two] = await ports(2)
   await serve(
     t,
@@ -841,7 +845,7 @@ test('no UDP service answers another one, or they could go on for ever', async t
   assert.equal(forged.got.length, 0)
 })
 
-test('once it is closing, nothing is opened any more', async t => {
+test('once inetd is closing it opens no more sockets', async t => {
   const [port] = await ports(1)
   const { close, apply } = await serve(t, '')
   const closed = close(new AbortController().signal)
@@ -850,7 +854,7 @@ test('once it is closing, nothing is opened any more', async t => {
   assert.equal(await refusal(port!), 'ECONNREFUSED')
 })
 
-test('a client that has reset before it was looked at starts no program', async t => {
+test('a client that has reset its connection before it is accepted starts no program', async t => {
   const [port] = await ports(1)
   const { row } = await serve(t, cat(port!), { ratePerIp: 5 })
   for (let i = 0; i < 50; i++) {

@@ -14,7 +14,7 @@ function spawnerHere(): Spawner {
   return spawner
 }
 
-/** Runs a script of the shell with a file as its descriptors 0, 1 and 2. */
+/** Runs a shell script with a file as its descriptors 0, 1 and 2. */
 async function shell(t: TestContext, script: string, env: NodeJS.ProcessEnv = {}) {
   const folder = mkdtempSync(join(tmpdir(), 'roundelay-spawn-'))
   const file = join(folder, 'out')
@@ -32,7 +32,7 @@ async function shell(t: TestContext, script: string, env: NodeJS.ProcessEnv = {}
   return { end: spawner.exitStatus(started), text: readFileSync(file, 'utf8'), pid: started.pid }
 }
 
-test('a program has the descriptor three times, its arguments and its environment, and is told of when it ends', async t => {
+test('a program gets the descriptor three times, its arguments and its environment, and its end is noticed', async t => {
   const { end, text } = await shell(
     t,
     'echo "$0 $A"; echo error >&2; test /proc/$$/fd/0 -ef /proc/$$/fd/1 && echo same; exit 3',
@@ -45,12 +45,12 @@ test('a program has the descriptor three times, its arguments and its environmen
   assert.equal(text, 'name b c\nerror\nsame\n')
 })
 
-test('a program that a signal ended is told of with its name', async t => {
+test('the exit status names the signal that ended a program', async t => {
   const { end } = await shell(t, 'kill -KILL $$')
   assert.deepEqual(end, { code: null, signal: 'SIGKILL' })
 })
 
-test('it is in a session of its own, with no signal ignored or blocked', async t => {
+test('a program is in a session of its own, with no signal ignored or blocked', async t => {
   const { text, pid } = await shell(
     t,
     "grep -E '^Sig(Ign|Blk)' /proc/self/status; cut -d' ' -f6 /proc/self/stat",
@@ -58,7 +58,7 @@ test('it is in a session of its own, with no signal ignored or blocked', async t
   assert.equal(text, `SigBlk:\t${'0'.repeat(16)}\nSigIgn:\t${'0'.repeat(16)}\n${pid}\n`)
 })
 
-test('while it runs there is no end, and no wait for it', async t => {
+test('a program that runs has no exit status, and asking for it does not block', async t => {
   const fd = openSync('/dev/null', 'r+')
   t.after(() => closeSync(fd))
   const spawner = spawnerHere()
@@ -72,7 +72,7 @@ test('while it runs there is no end, and no wait for it', async t => {
   close(started.pidfd)
 })
 
-test('a program that cannot be run is an error like those of Node, and leaves no child', () => {
+test('a program that cannot be run is an error like those of Node', () => {
   const spawner = spawnerHere()
   for (const [path, code] of [
     ['/nowhere/at/all', 'ENOENT'],
