@@ -5,7 +5,7 @@ import { formatAddress } from '../address.ts'
 import { systemClock } from '../clock.ts'
 import { UsageError } from '../errors.ts'
 import { type LookUp, parseInetdConf, parseServices } from '../inetd/conf.ts'
-import { describe, type Entry, type InternalName, socketNames } from '../inetd/entry.ts'
+import { describe, type Entry, type InternalName, leaveToLast } from '../inetd/entry.ts'
 import type { Inetd } from '../inetd/inetd.ts'
 import type { Configured } from '../inetd/service.ts'
 import { type Account, findAccount } from '../inetd/users.ts'
@@ -56,8 +56,9 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
     clock: systemClock,
     say: (level, message, details) => log[level](details, message),
   })
-  const apply = async ({ configured, problems }: Read) => {
+  const apply = async ({ configured, problems, warnings }: Read) => {
     for (const message of problems) log.error(message)
+    for (const message of warnings) log.warn(message)
     await inetd.apply(configured)
     if (inetd.closing) return
     log.info({ files, services: configured.length, bad: problems.length }, 'configuration read')
@@ -88,8 +89,17 @@ interface Read {
   readonly configured: readonly Configured[]
   /** One sentence for each mistake. */
   readonly problems: readonly string[]
-  /** All entries and problems in words, in the order of the files. */
-  readonly lines: readonly { readonly line: number; readonly text: string }[]
+  /** One sentence for each line that works, but probably not as it is meant. */
+  readonly warnings: readonly string[]
+  /** All entries, problems and warnings in words, in the order of the files. */
+  readonly lines: readonly Line[]
+}
+
+interface Line {
+  readonly file: number
+  readonly line: number
+  readonly kind: 'entry' | 'problem' | 'warning'
+  readonly text: string
 }
 
 /** At the start, a file that cannot be read is the user's mistake. */
@@ -104,52 +114,49 @@ function readOrExplain(files: readonly string[], verifyOnly = false): Read {
 /** `verifyOnly`: entries are accepted even if this user may not start their programs. */
 function readConfiguration(files: readonly string[], verifyOnly = false): Read {
   const lookUp = servicesDatabase()
-  const [passwd, group] = [readIfAny('/etc/passwd'), readIfAny('/etc/group')]
-  const known = new Map<string, string>()
-  const read = files.map(file => {
-    const { entries, problems } = parseInetdConf(
-      readFileSync(file, 'utf8').replace(/^\uFEFF/, ''),
-      file,
-      lookUp,
-    )
-    const lines = problems.map(({ line, message }) => ({ line, text: message, bad: true }))
-    const configured: Configured[] = []
+  const lines: Line[] = []
+  const runnable: { readonly file: number; readonly entry: Entry; readonly at: string }[] = []
+  for (const [file, path] of files.entries()) {
+    const text = readFileSync(path, 'utf8').replace(/^\uFEFF/, '')
+    const { entries, problems, warnings } = parseInetdConf(text, path, lookUp)
+    for (const { line, message } of problems) lines.push({ file, line, kind: 'problem', text: message })
+    for (const { line, message } of warnings) lines.push({ file, line, kind: 'warning', text: message })
     for (const entry of entries) {
-      const at = `${file}:${entry.line}`
+      const at = `${path}:${entry.line}`
       try {
-        const sockets = socketNames(entry)
-        const taken = sockets.find(socket => known.has(socket))
-        if (taken) throw new Error(`${known.get(taken)} has the socket ${taken} already`)
-        configured.push({ entry, account: accountOf(entry, passwd, group, verifyOnly) })
-        for (const socket of sockets) known.set(socket, at)
-        lines.push({ line: entry.line, text: `${at}: ${describe(entry)}`, bad: false })
+        accountOf(entry, verifyOnly)
+        runnable.push({ file, entry, at })
       } catch (error) {
-        lines.push({
-          line: entry.line,
-          text: `${at}: Cannot run ${entry.service}: ${(error as Error).message}`,
-          bad: true,
-        })
+        const text = `${at}: Cannot run ${entry.service}: ${(error as Error).message}`
+        lines.push({ file, line: entry.line, kind: 'problem', text })
       }
     }
-    return { configured, lines: lines.sort((a, b) => a.line - b.line) }
-  })
-  const lines = read.flatMap(({ lines }) => lines)
-  return {
-    configured: read.flatMap(({ configured }) => configured),
-    problems: lines.filter(({ bad }) => bad).map(({ text }) => text),
-    lines,
   }
+  const configured: Configured[] = []
+  for (const [i, { left, lost }] of leaveToLast(runnable.map(({ entry }) => entry)).entries()) {
+    const { file, entry, at } = runnable[i]!
+    for (const { name, to } of lost.slice(0, 1)) {
+      const text = `${at}: Cannot run ${entry.service}: ${runnable[to]!.at} is used for the socket ${name}`
+      lines.push({ file, line: entry.line, kind: 'problem', text })
+    }
+    if (!left) continue
+    configured.push({ entry: left, at, account: () => accountOf(left) })
+    lines.push({ file, line: entry.line, kind: 'entry', text: `${at}: ${describe(left)}` })
+  }
+  const textsOf = (kind: Line['kind']) => lines.filter(line => line.kind === kind).map(({ text }) => text)
+  lines.sort((a, b) => a.file - b.file || a.line - b.line)
+  return { configured, problems: textsOf('problem'), warnings: textsOf('warning'), lines }
 }
 
 /**
  * Undefined for the user of inetd. Throws an Error if the user does not exist or we may not run programs as
  * them.
  */
-function accountOf(entry: Entry, passwd: string, group: string, verifyOnly: boolean): Account | undefined {
+function accountOf(entry: Entry, verifyOnly = false): Account | undefined {
   if (entry.kind === 'internal' || entry.kind === 'multiplexer') return undefined
   const self = userInfo()
   if (entry.user === self.username && entry.group === undefined) return undefined
-  const account = findAccount(passwd, group, entry.user, entry.group)
+  const account = findAccount(readIfAny('/etc/passwd'), readIfAny('/etc/group'), entry.user, entry.group)
   if (account.uid === self.uid && account.gid === self.gid) return undefined
   if (self.uid !== 0 && !verifyOnly)
     throw new Error(`only root may start programs as ${entry.user}, and this is ${self.username}`)

@@ -33,6 +33,7 @@ import {
   type Entry,
   type InetSockets,
   internalNames,
+  leaveToLast,
   type SocketProtocol,
   socketName,
   socketNames,
@@ -54,6 +55,13 @@ export interface Problem {
   readonly message: string
 }
 
+/** A line that works, but probably not as it is meant. */
+export interface Warning {
+  readonly line: number
+  /** A whole sentence, as that of a problem. */
+  readonly message: string
+}
+
 /** The port of a service, by its name or an alias. */
 export type LookUp = (name: string, protocol: 'tcp' | 'udp') => number | undefined
 
@@ -64,6 +72,9 @@ const MAX_PER_MINUTE = 256
  * another kind.
  */
 const MAX_ENTRY_LENGTH = 8192
+
+/** A continuation line that GNU's inetd would read as an entry of its own: service, type, protocol, wait. */
+const LOOKS_LIKE_ENTRY = /^\s+\S+\s+(stream|dgram|raw|rdm|seqpacket)\s+\S+\s+(no)?wait\S*\s/
 
 /** unix(7): the length of `sun_path` on Linux, without its final zero. */
 const MAX_PATH_OCTETS = 107
@@ -283,14 +294,18 @@ function withoutClaimed(draft: Draft, claimed: ReadonlySet<string>): Draft {
 }
 
 /**
- * Parses inetd.conf into two lists, both in the order of lines: a bad entry is a problem, and the others
- * work. Throws only what `lookUp` throws. `file` is the name that problems mention.
+ * Parses inetd.conf into lists in the order of lines: a bad entry is a problem, and the others work. Of two
+ * entries for one socket the last is used, as on OpenBSD and GNU. Throws only what `lookUp` throws. `file` is the name that problems mention.
  */
 export function parseInetdConf(
   text: string,
   file: string,
   lookUp: LookUp,
-): { readonly entries: readonly Entry[]; readonly problems: readonly Problem[] } {
+): {
+  readonly entries: readonly Entry[]
+  readonly problems: readonly Problem[]
+  readonly warnings: readonly Warning[]
+} {
   const context: Context = { lookUp, defaultAddresses: { line: 0, addresses: WILDCARDS }, policyLine: 0 }
   const problems: Problem[] = []
   const attempt = (line: number, work: () => void) => {
@@ -303,7 +318,14 @@ export function parseInetdConf(
   }
 
   const drafts: Draft[] = []
-  for (const { line, text: written } of textsOf(text))
+  const warnings: Warning[] = []
+  for (const { line, text: written } of textsOf(text)) {
+    for (const [i, continuation] of written.split('\n').slice(1).entries())
+      if (LOOKS_LIKE_ENTRY.test(continuation)) {
+        const at = line + 1 + i
+        const message = `${file}:${at}: This line continues the entry of line ${line}, as it is indented`
+        warnings.push({ line: at, message })
+      }
     attempt(line, () => {
       const addressLine = /^([^/#]*):\s*$/.exec(written)?.[1]
       // Until its addresses turn out to be good.
@@ -317,27 +339,27 @@ export function parseInetdConf(
         context.defaultAddresses = { line, addresses }
       } else if (!written.startsWith('#@')) drafts.push(parseEntry(line, written, context))
       else {
-        // ipsec_set_policy(3): a policy begins with its direction. Any other text is no policy, and "#@"
-        // alone ends one.
-        context.policyLine = /^#@\s*(in|out)\b/.test(written) ? line : 0
+        // FreeBSD and NetBSD take any text for a policy; "#@" alone ends one.
+        context.policyLine = written.slice(2).trim() === '' ? 0 : line
         if (context.policyLine > 0) throw new BadField('line', written, 'no IPsec policy (not supported)')
       }
     })
+  }
 
   const claimed = claimedBy6(drafts)
-  const lines = new Map<string, number>()
   const entries: Entry[] = []
-  for (const draft of drafts)
-    attempt(draft.line, () => {
-      const own = withoutClaimed(draft, claimed)
-      const names = socketNames(own)
-      const taken = names.find(name => lines.has(name))
-      if (taken !== undefined)
-        throw new BadField('service', own.service, `another socket (${taken}: see line ${lines.get(taken)})`)
-      for (const name of names) lines.set(name, own.line)
-      entries.push({ key: names.join(', '), ...own })
+  const own = drafts.map(draft => withoutClaimed(draft, claimed))
+  for (const [i, { left, lost }] of leaveToLast(own).entries()) {
+    if (left) entries.push(left)
+    const { line, service } = own[i]!
+    attempt(line, () => {
+      const [first] = lost
+      if (!first) return
+      const used = own[first.to]!.line
+      throw new BadField('service', service, `another socket (${first.name}: line ${used} is used)`)
     })
-  return { entries, problems: problems.sort((a, b) => a.line - b.line) }
+  }
+  return { entries, problems: problems.sort((a, b) => a.line - b.line), warnings }
 }
 
 /**

@@ -110,6 +110,37 @@ export function socketNames(entry: Draft): readonly string[] {
   return sockets.addresses.map(address => socketName(sockets.transport, address))
 }
 
+/** What is left of an entry when later ones take sockets from it. */
+interface Share {
+  /** Undefined if it has no socket left. */
+  readonly left: Entry | undefined
+  /** The sockets that it lost, and the index of the entry that has each. */
+  readonly lost: readonly { readonly name: string; readonly to: number }[]
+}
+
+/** Leaves each socket to the last of the entries that name it. */
+export function leaveToLast(drafts: readonly Draft[]): readonly Share[] {
+  const owners = new Map(drafts.flatMap((draft, i) => socketNames(draft).map(name => [name, i] as const)))
+  return drafts.map((draft, i) => {
+    const lost = socketNames(draft).flatMap(name => {
+      const to = owners.get(name)
+      return to === undefined || to === i ? [] : [{ name, to }]
+    })
+    return { left: without(draft, new Set(lost.map(({ name }) => name))), lost }
+  })
+}
+
+function without(draft: Draft, lost: ReadonlySet<string>): Entry | undefined {
+  const names = socketNames(draft).filter(name => !lost.has(name))
+  if (names.length === 0) return undefined
+  const keyed = { ...draft, key: names.join(', ') }
+  if (keyed.kind === 'tcpmux' || keyed.sockets.family === 'unix') return keyed
+  const { sockets } = keyed
+  const { transport } = sockets
+  const addresses = sockets.addresses.filter(address => !lost.has(socketName(transport, address)))
+  return { ...keyed, sockets: { ...sockets, addresses } }
+}
+
 /** How logs and metrics name a service: `echo/tcp`. */
 export const labelOf = ({ service, protocol }: Entry): string => `${service}/${protocol}`
 

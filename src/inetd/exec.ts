@@ -15,6 +15,13 @@ export interface ExecOrders {
   readonly env: NodeJS.ProcessEnv
 }
 
+/** The report, as JSON. */
+export interface Failure {
+  readonly program: string
+  readonly code: string | undefined
+  readonly message: string
+}
+
 export interface MuxService extends Omit<ExecOrders, 'env'> {
   /** In lower case: RFC 1078 ignores case. */
   readonly name: string
@@ -37,6 +44,8 @@ interface Groups {
 
 /** The variable that holds the orders as JSON: everybody could read arguments. */
 export const ORDERS = 'ROUNDELAY_EXEC_ORDERS'
+/** The descriptor for a report of why the server cannot be run. Node makes it close-on-exec when it starts. */
+export const REPORT = 3
 /** The exit code if the server cannot be run, as in a shell. */
 export const CANNOT_RUN = 127
 
@@ -57,8 +66,12 @@ function become({ path, argv, account, env }: ExecOrders): void {
     // its default.
     process.on('SIGPIPE', () => {}).on('SIGXFSZ', () => {})
     process.execve?.(path, argv, env)
-  } catch {
+  } catch (error) {
     process.exitCode = CANNOT_RUN
+    const { code, syscall, message } = error as NodeJS.ErrnoException
+    // The system call tells a missing right (initgroups) from a program that cannot be run (execve).
+    const failure: Failure = { program: path, code, message: `${syscall}: ${message}` }
+    writeSync(REPORT, JSON.stringify(failure))
   }
 }
 

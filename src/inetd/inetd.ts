@@ -11,7 +11,6 @@ import type { Say } from '../say.ts'
 import { createSpawner } from '../sys/spawn.ts'
 import { startWatcher, type Watcher } from '../sys/watcher.ts'
 import type { Entry, InternalName } from './entry.ts'
-import type { MuxService } from './exec.ts'
 import { type ProgramLimits, Programs } from './programs.ts'
 import { type Configured, RunningService, type ServiceRow } from './service.ts'
 
@@ -119,14 +118,8 @@ export class Inetd implements Service {
       watcher: this.#watcher,
       maxConnections: () => Math.min(maxConnections, this.#descriptorShare),
       blockedPorts: this.#udpPorts,
-      tcpmuxServices: () => this.#tcpmuxServices(),
+      tcpmuxServices: () => [...this.#services.values()].flatMap(service => service.tcpmuxService() ?? []),
     })
-  }
-
-  #tcpmuxServices(): MuxService[] {
-    return [...this.#services.values()].flatMap(({ configured: { entry, account } }) =>
-      entry.kind === 'tcpmux' ? [{ name: entry.name, plus: entry.plus, ...entry.program, account }] : [],
-    )
   }
 
   async close(deadline: AbortSignal): Promise<void> {

@@ -5,6 +5,7 @@
  */
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process'
 import type { Socket } from 'node:net'
+import type { Readable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import type { Clock } from '../clock.ts'
 import { compileCache } from '../compile-cache.ts'
@@ -14,7 +15,7 @@ import { type Say, sparingly } from '../say.ts'
 import { close, setBlocking } from '../sys/libc.ts'
 import type { Spawner } from '../sys/spawn.ts'
 import type { Watcher } from '../sys/watcher.ts'
-import { CANNOT_RUN, type ExecOrders, type MuxOrders, ORDERS } from './exec.ts'
+import { type ExecOrders, type Failure, type MuxOrders, ORDERS, REPORT } from './exec.ts'
 
 export interface ProgramLimits {
   /** Programs at a time, over all services. Beyond it clients wait. */
@@ -38,8 +39,10 @@ interface ProgramsOptions {
   readonly onFull: (full: boolean) => void
 }
 
-/** What becomes of a program. One of the two is called, once. */
+/** What becomes of a program. Either `ended` or `notStarted` is called, once. */
 export interface ProgramEvents {
+  /** Called before one of the two if the program cannot be run, with the system's reason. */
+  cannotRun?(program: string, error: NodeJS.ErrnoException): void
   /** The program has ended. `failure` says what was wrong, if anything. */
   ended(failure: string | undefined): void
   /** The program could not be started. Transient: the system lacked processes, memory or descriptors. */
@@ -53,6 +56,7 @@ export interface ProgramEvents {
 type Launch = (
   onExit: (code: number | null, signal: string | null) => void,
   onError: (error: NodeJS.ErrnoException) => void,
+  onFailure: (failure: Failure) => void,
 ) => { end(): void } | undefined
 
 const MINUTE_MS = 60_000
@@ -72,13 +76,11 @@ export class Programs {
   #minuteBegan = 0
   #whenEmpty = () => {}
   readonly #sayFull: (details: object) => void
-  readonly #sayNotStarted: (details: object) => void
 
   constructor(options: ProgramsOptions) {
     this.#options = options
     const { say } = options
     this.#sayFull = sparingly(details => say('warn', 'process cap reached: further clients wait', details))
-    this.#sayNotStarted = sparingly(details => say('error', 'cannot start a program', details))
   }
 
   get full(): boolean {
@@ -114,11 +116,7 @@ export class Programs {
       const options = { ...onDescriptors(stdio), argv0: argv[0], env, ...user }
       return this.#launch(path, byNode(path, argv.slice(1), options), ip, events)
     }
-    const ended = (failure: string | undefined) => {
-      if (failure === exitCode(CANNOT_RUN)) this.#sayNotStarted({ program: path, err: failure })
-      events.ended(failure)
-    }
-    return this.#launch(path, byShim(orders, stdio), ip, { ...events, ended })
+    return this.#launch(path, byShim(orders, stdio), ip, events)
   }
 
   /** Starts the program that asks a client of tcpmux for the service that it wants. */
@@ -155,12 +153,17 @@ export class Programs {
 
   #launch(program: string, launch: Launch, ip: string | undefined, events: ProgramEvents): boolean {
     const failed = (err: NodeJS.ErrnoException) => {
-      this.#sayNotStarted({ program, err })
+      events.cannotRun?.(program, err)
       events.notStarted?.(TRANSIENT_ERRORS.has(err.code ?? ''))
     }
     let child: ReturnType<Launch>
     try {
-      child = launch((code, signal) => this.#ended(child, ip, code, signal, events), failed)
+      child = launch(
+        (code, signal) => this.#ended(child, ip, code, signal, events),
+        failed,
+        ({ program, code, message }) =>
+          events.cannotRun?.(program, Object.assign(new Error(message), code && { code })),
+      )
     } catch (err) {
       // Node's spawn throws some errors (ENOTDIR, ETXTBSY) and emits the others (ENOENT, EAGAIN). The caller
       // sees one order.
@@ -239,8 +242,32 @@ function byNode(path: string, args: readonly string[], options: SpawnOptions): L
   }
 }
 
-const byShim = (orders: ExecOrders | MuxOrders, stdio: Socket | number): Launch =>
-  byNode(process.execPath, [shim], {
-    ...onDescriptors(stdio),
-    env: { ...compileCache(), ...process.env, [ORDERS]: JSON.stringify(orders) },
-  })
+/** Like `byNode`. The shim reports by itself if it cannot become the program. */
+const byShim =
+  (orders: ExecOrders | MuxOrders, stdio: Socket | number): Launch =>
+  (onExit, onError, onFailure) => {
+    const options = onDescriptors(stdio)
+    const child = spawn(process.execPath, [shim], {
+      ...options,
+      stdio: [...options.stdio, 'pipe'],
+      env: { ...compileCache(), ...process.env, [ORDERS]: JSON.stringify(orders) },
+    })
+    let report = ''
+    const reports = child.stdio[REPORT] as Readable | null | undefined
+    reports
+      ?.on('error', () => {})
+      .setEncoding('utf8')
+      .on('data', text => {
+        report += text
+      })
+    if (child.pid === undefined) {
+      child.once('error', onError)
+      return undefined
+    }
+    // Unlike `exit` this event comes when the report is complete.
+    child.once('close', (code, signal) => {
+      if (report) onFailure(JSON.parse(report))
+      onExit(code, signal)
+    })
+    return { end: () => void child.kill('SIGTERM') }
+  }

@@ -9,7 +9,7 @@ import type { Clock } from '../clock.ts'
 import { retryWithoutIpv6 } from '../net/bind.ts'
 import { pausable } from '../net/listeners.ts'
 import type { Protocol } from '../protocols.ts'
-import type { Say } from '../say.ts'
+import { type Say, sparingly } from '../say.ts'
 import { eventLoop } from '../servers/event-loop.ts'
 import { close } from '../sys/libc.ts'
 import { bindUdp, listenTcp, listenUnix } from '../sys/sockets.ts'
@@ -31,8 +31,13 @@ import type { Account } from './users.ts'
 /** An entry that can be run. */
 export interface Configured {
   readonly entry: Entry
-  /** Whom its program runs as; undefined for the user of inetd. */
-  readonly account: Account | undefined
+  /** Its file and line, for the log. */
+  readonly at: string
+  /**
+   * Whom the program runs as; undefined for the user of inetd. It is asked for each program, since accounts
+   * change. Throws an Error if the user does not exist.
+   */
+  account(): Account | undefined
 }
 
 /** What all services share. */
@@ -95,11 +100,16 @@ export class RunningService {
   /** When programs were started in the last minute. */
   #starts: number[] = []
   #cancelRetry = () => {}
+  readonly #sayCannotRun: (details: object) => void
   readonly #counts = { started: 0, running: 0, refused: 0, failed: 0 }
 
   constructor(configured: Configured, context: ServiceContext) {
     this.configured = configured
     this.#context = context
+    // For each service on its own: one that fails often must not hide the others.
+    this.#sayCannotRun = sparingly(details =>
+      context.say('error', `${this.#label}: cannot start a program`, details),
+    )
   }
 
   get #label(): string {
@@ -245,14 +255,16 @@ export class RunningService {
       if (programs.full || entry.kind !== 'exec' || !this.#mayStart()) return
       // It must not be watched until the program has ended, or could not be started.
       taken = true
-      const started = programs.start(this.#orders(entry, environment(entry, address)), fd, undefined, {
+      const notStarted = (transient: boolean) =>
+        transient ? clock.after(SPAWN_RETRY_MS, returned) : returned()
+      const started = this.#startProgram(entry, environment(entry, address), fd, undefined, {
         ended: failure => {
           this.#ended(failure)
           returned()
         },
         // A program that cannot be run is tried until the service is switched off: its clients must not wait
         // for ever.
-        notStarted: transient => (transient ? clock.after(SPAWN_RETRY_MS, returned) : returned()),
+        notStarted,
       })
       if (started) this.#started()
     }
@@ -293,10 +305,13 @@ export class RunningService {
     const { entry } = this.configured
     const local = client.localAddress === undefined ? undefined : localEnd(client)
     const env = environment(entry, local, local && remoteEnd(client))
-    const events: ProgramEvents = { ended: failure => this.#ended(failure) }
+    const events: ProgramEvents = {
+      ended: failure => this.#ended(failure),
+      cannotRun: (program, err) => this.#cannotRun(program, err),
+    }
     switch (entry.kind) {
       case 'exec':
-        return programs.start(this.#orders(entry, env), client, ip, events)
+        return this.#startProgram(entry, env, client, ip, events)
       case 'multiplexer':
         return programs.startMultiplexer({ services: tcpmuxServices(), env }, client, ip, events)
       default:
@@ -304,11 +319,41 @@ export class RunningService {
     }
   }
 
-  #orders = ({ program }: ExecEntry, env: NodeJS.ProcessEnv) => ({
-    ...program,
-    account: this.configured.account,
-    env,
-  })
+  #startProgram(
+    { program }: ExecEntry,
+    env: NodeJS.ProcessEnv,
+    stdio: Socket | number,
+    ip: string | undefined,
+    events: ProgramEvents,
+  ): boolean {
+    const cannotRun = (path: string, err: Error) => this.#cannotRun(path, err)
+    try {
+      const orders = { ...program, account: this.configured.account(), env }
+      return this.#context.programs.start(orders, stdio, ip, { ...events, cannotRun })
+    } catch (err) {
+      // The user is gone.
+      cannotRun(program.path, err as Error)
+      if (events.notStarted) setImmediate(events.notStarted, false)
+      return false
+    }
+  }
+
+  /** What the multiplexer may start for a client; undefined if this is no service of it, or its user is gone. */
+  tcpmuxService(): MuxService | undefined {
+    const { entry, account } = this.configured
+    if (entry.kind !== 'tcpmux') return undefined
+    const { name, plus, program } = entry
+    try {
+      return { name, plus, ...program, account: account() }
+    } catch (err) {
+      this.#cannotRun(program.path, err as Error)
+      return undefined
+    }
+  }
+
+  #cannotRun(program: string, err: Error): void {
+    this.#sayCannotRun({ at: this.configured.at, program, err })
+  }
 
   #started(): void {
     this.#counts.started++

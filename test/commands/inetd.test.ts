@@ -49,10 +49,10 @@ no such thing
 127.0.0.1:${c} stream tcp nowait ${me} /bin/echo echo hello
 `
 const problems = (file: string, a: number) => [
+  `${file}:1: Cannot parse service "${a}": expected another socket (tcp 127.0.0.1:${a}: line 6 is used)`,
   `${file}:3: Cannot parse line "no such thing": expected service, socket type, protocol, wait/nowait, user and program`,
   `${file}:4: Cannot parse protocol "sctp": expected one of tcp, udp, tcp4, tcp6, udp4, udp6, tcp46, udp46, unix`,
   `${file}:5: Cannot run`,
-  `${file}:6: Cannot parse service "${a}"`,
 ]
 
 const asNobody = { uid: 65534, gid: 65534 }
@@ -159,18 +159,19 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     const lines = stdout.split('\n').filter(Boolean)
     assert.equal(lines.length, 6)
     for (const [i, start] of problems(file, a!).entries())
-      assert.ok(lines[i + 1]!.startsWith(start), `${lines[i + 1]}\n${start}`)
+      assert.ok(lines[i]!.startsWith(start), `${lines[i]}\n${start}`)
+    assert.match(lines[4]!, /^.*:6: TCP port .* a new \/bin\/echo/)
   })
 
   test('bad lines are logged, and the others work', async t => {
     const [a, b, c] = await ports(3)
     const server = await superserver(t, bad(a!, b!, c!))
-    assert.equal(await talk(t, a!, 'x'), 'x')
+    assert.equal(await talk(t, a!, ''), '\n', 'of two lines for a socket the last is used')
     assert.equal(await talk(t, c!, ''), 'hello\n')
     const said = errors(server)
     assert.equal(said.length, 4)
-    for (const [i, start] of problems(server.file, a!).slice(0, 3).entries())
-      assert.ok(said[i]!.startsWith(start))
+    for (const [i, start] of problems(server.file, a!).entries())
+      assert.ok(said[i]!.startsWith(start), said[i]!)
   })
 
   test('five SIGHUPs, each of which moves a service, do not disturb connections to an unchanged one', async t => {
@@ -238,15 +239,28 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     assert.equal(await refusal(port!), 'ECONNREFUSED')
   })
 
-  test('several files are one configuration, in which the second line for a socket is bad', async t => {
+  test('several files are one configuration, in which the last line for a socket is used', async t => {
     const [a, b] = await ports(2)
     const files = [confFile(t, cat(a!)), confFile(t, cat(b!) + cat(a!))]
     const { code, stdout } = await run(['inetd', '--verify', ...files])
     assert.equal(code, 1)
-    assert.match(
-      stdout,
-      new RegExp(`^${files[1]}:2: Cannot run .*: ${files[0]}:1 has the socket .* already$`, 'm'),
-    )
+    const socket = `tcp 127.0.0.1:${a}`
+    assert.deepEqual(stdout.split('\n').slice(0, 2), [
+      `${files[0]}:1: Cannot run ${a}: ${files[1]}:2 is used for the socket ${socket}`,
+      `${files[1]}:1: TCP port ${b} on 127.0.0.1: a new /bin/cat for each connection, as ${me}, at most 256 a minute`,
+    ])
+  })
+
+  test('an indented line that looks like an entry is a warning of --verify and in the log', async t => {
+    const [a, b] = await ports(2)
+    const text = `${cat(a!)}  ${cat(b!)}`
+    const { code, stdout } = await run(['inetd', '--verify', confFile(t, text)])
+    assert.equal(code, 0)
+    assert.match(stdout, /:2: This line continues the entry of line 1, as it is indented$/m)
+    const server = await superserver(t, text)
+    const warning = server.lines.find(({ level }) => level === 'warn')
+    assert.match(warning?.msg ?? '', /:2: This line continues the entry of line 1, as it is indented$/)
+    assert.equal(await refusal(b!), 'ECONNREFUSED')
   })
 
   test('a file with 500 entries is read, and read again', async t => {

@@ -234,8 +234,8 @@ describe('a bad line', () => {
   test('is listed among the problems in the order of lines', () => {
     const line = 'echo stream tcp nowait root internal\n'
     assert.deepEqual(
-      parse(`${line}${line}bad\n`).problems.map(problem => problem.line),
-      [2, 3],
+      parse(`bad\n${line}${line}bad\n`).problems.map(problem => problem.line),
+      [1, 2, 4],
     )
   })
 
@@ -276,6 +276,7 @@ describe('an entry', () => {
           },
         ],
         problems: [],
+        warnings: [],
       },
     ))
 
@@ -481,46 +482,69 @@ tcpmux ${rest}`
   })
 })
 
-test('of two lines for the same socket the later is bad, and the message names the earlier', () => {
+test('of two lines for the same socket the last is used, and the message says so', () => {
   // biome-ignore format: a table
-  const table: [first: string, second: string, what: string][] = [
+  const table: [first: string, second: string, what: string, left?: string][] = [
     ['echo stream tcp nowait root internal', 'echo stream tcp nowait root /bin/cat', 'service "echo": expected another socket (tcp 0.0.0.0:7'],
-    ['echo stream tcp nowait root internal', '7 stream tcp4 nowait root /bin/cat', 'service "7": expected another socket (tcp 0.0.0.0:7'],
-    ['echo stream tcp46 nowait root internal', 'echo stream tcp6 nowait root internal', 'service "echo": expected another socket (tcp [::]:7'],
+    ['echo stream tcp nowait root internal', '7 stream tcp4 nowait root /bin/cat', 'service "echo": expected another socket (tcp 0.0.0.0:7', 'tcp [::]:7'],
+    ['echo stream tcp46 nowait root internal', 'echo stream tcp6 nowait root internal', 'service "echo": expected another socket (tcp [::]:7', 'tcp 0.0.0.0:7'],
     ['[::]:echo stream tcp6 nowait root internal', '[::]:echo stream tcp nowait root internal', 'service "echo": expected another socket (tcp [::]:7'],
-    ['discard dgram udp wait root internal', 'sink dgram udp wait root /bin/cat', 'service "sink": expected another socket (udp 0.0.0.0:9'],
+    ['discard dgram udp wait root internal', 'sink dgram udp wait root /bin/cat', 'service "discard": expected another socket (udp 0.0.0.0:9'],
     ['[::1]:echo stream tcp nowait root internal', '127.0.0.1,[0::1]:echo stream tcp nowait root internal', 'service "echo": expected another socket (tcp [::1]:7'],
     ['/run/x stream unix nowait root /bin/cat', '/run/x stream unix wait root /bin/cat', 'service "/run/x": expected another socket (unix /run/x'],
-    ['tcpmux/x stream tcp nowait root /bin/cat', 'tcpmux/+X stream tcp nowait root /bin/cat', 'service "tcpmux/+X": expected another socket (tcpmux x'],
+    ['tcpmux/x stream tcp nowait root /bin/cat', 'tcpmux/+X stream tcp nowait root /bin/cat', 'service "tcpmux/x": expected another socket (tcpmux x'],
   ]
-  for (const [first, second, what] of table) {
+  for (const [first, second, what, left] of table) {
     const { entries, problems } = parse(`#\n${first}\n#\n${second}\ntime stream tcp nowait root internal`)
     assert.deepEqual(
       problems.map(({ message }) => message),
-      [`inetd.conf:4: Cannot parse ${what}: see line 2)`],
+      [`inetd.conf:2: Cannot parse ${what}: line 4 is used)`],
     )
     assert.deepEqual(
       entries.map(({ line }) => line),
-      [2, 5],
+      left ? [2, 4, 5] : [4, 5],
     )
+    if (left) assert.equal(entries[0]!.key, left)
   }
 })
 
 test('no entry after an IPsec policy is accepted until "#@" ends it', () => {
-  const text = `#@ in ipsec esp/transport//require
+  for (const policy of [
+    '#@ in ipsec esp/transport//require',
+    '#@out ipsec ah/transport//require',
+    '#@ ipsec esp/transport//require',
+    '#@\tbypass',
+    '#@(#)inetd.conf 8.1',
+  ]) {
+    const text = `${policy}
 echo stream tcp nowait root internal
 #@
 discard stream tcp nowait root internal
-#@(#)inetd.conf 8.1: no policy
+#@ \t
 time stream tcp nowait root internal`
-  assert.deepEqual(messages(text), [
-    'inetd.conf:1: Cannot parse line "#@ in ipsec esp/transport//require": expected no IPsec policy (not supported)',
-    'inetd.conf:2: Cannot parse line "echo stream tcp nowait root internal": expected no IPsec policy in force, as that of line 1 is',
+    assert.deepEqual(messages(text), [
+      `inetd.conf:1: Cannot parse line "${policy.replace('\t', ' ')}": expected no IPsec policy (not supported)`,
+      'inetd.conf:2: Cannot parse line "echo stream tcp nowait root internal": expected no IPsec policy in force, as that of line 1 is',
+    ])
+    assert.deepEqual(
+      parse(text).entries.map(({ service }) => service),
+      ['discard', 'time'],
+    )
+  }
+})
+
+test('an indented line that looks like an entry of its own is a warning', () => {
+  const text = `7 stream tcp nowait root /bin/cat cat
+  8 stream tcp nowait root /bin/cat cat
+# Ends the entry.
+  9 stream tcp nowait root /bin/cat cat
+13 stream tcp nowait root
+  /bin/sh -c stream
+`
+  assert.deepEqual(parse(text).warnings, [
+    { line: 2, message: 'inetd.conf:2: This line continues the entry of line 1, as it is indented' },
   ])
-  assert.deepEqual(
-    parse(text).entries.map(({ service }) => service),
-    ['discard', 'time'],
-  )
+  assert.deepEqual(messages(text), [])
 })
 
 describe('a file', () => {
@@ -528,7 +552,7 @@ describe('a file', () => {
 
   test('without entries is empty', () => {
     for (const text of ['', '\n', '\r\n', '  \t\n\n', '#', '# a\n  # b\n#@\n', '*:', '127.0.0.1:\n'])
-      assert.deepEqual(parse(text), { entries: [], problems: [] }, JSON.stringify(text))
+      assert.deepEqual(parse(text), { entries: [], problems: [], warnings: [] }, JSON.stringify(text))
   })
 
   test('of Debian is understood', () => {

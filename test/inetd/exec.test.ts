@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 import { type AddressInfo, createServer, type Socket } from 'node:net'
 import type { TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
-import { CANNOT_RUN, type ExecOrders, type MuxOrders, ORDERS } from '../../src/inetd/exec.ts'
+import { CANNOT_RUN, type ExecOrders, type MuxOrders, ORDERS, REPORT } from '../../src/inetd/exec.ts'
 import { has } from '../process.ts'
 import { client, member, noMember, program, root, stateOf, test, told, until } from './client.ts'
 
@@ -26,13 +26,17 @@ async function shimFor(t: TestContext, orders: ExecOrders | MuxOrders, wrapper: 
   const [connection]: Socket[] = (await accepted) as [Socket]
   const [command, ...args] = [...wrapper, process.execPath, shim]
   const child: ChildProcess = spawn(command!, args, {
-    stdio: [connection, connection, connection],
+    stdio: [connection, connection, connection, 'pipe'],
     env: { ...process.env, [ORDERS]: JSON.stringify(orders) },
   })
   connection.destroy()
   t.after(() => void child.kill('SIGKILL'))
-  const ended = once(child, 'exit').then(([code, signal]) => code ?? signal)
-  return { peer, child, ended }
+  let report = ''
+  child.stdio[REPORT]!.on('data', data => {
+    report += data
+  })
+  const ended = once(child, 'close').then(([code, signal]) => code ?? signal)
+  return { peer, child, ended, report: () => report && JSON.parse(report) }
 }
 
 const root0 = { name: 'root', uid: 0, gid: 0, supplementary: false }
@@ -93,10 +97,16 @@ test(
 )
 
 test('if the program cannot be run the shim exits with 127, and the client receives nothing', async t => {
-  for (const path of ['/nonexistent', '/etc/passwd', '/', '/etc/passwd/x']) {
-    const { peer, ended } = await shimFor(t, { path, argv: ['x'], account: undefined, env: {} })
+  for (const [path, code] of [
+    ['/nonexistent', 'ENOENT'],
+    ['/etc/passwd', 'EACCES'],
+    ['/', 'EACCES'],
+    ['/etc/passwd/x', 'ENOTDIR'],
+  ] as const) {
+    const { peer, ended, report } = await shimFor(t, { path, argv: ['x'], account: undefined, env: {} })
     assert.equal(await ended, CANNOT_RUN, path)
     assert.equal(await peer.all, '', path)
+    assert.deepEqual([report().program, report().code], [path, code])
   }
 })
 
@@ -112,9 +122,11 @@ test(
     const path = program(t, 'tell')
     const account = root ? { name: 'daemon', uid: 1, gid: 1, supplementary: false } : root0
     const orders = { path, argv: ['tell'], account, env: { PATH } }
-    const { peer, ended } = await shimFor(t, orders, root ? withoutSetuid : [])
+    const { peer, ended, report } = await shimFor(t, orders, root ? withoutSetuid : [])
     assert.equal(await peer.all, '')
     assert.equal(await ended, CANNOT_RUN)
+    assert.equal(report().code, 'EPERM')
+    assert.match(report().message, /initgroups/)
   },
   root && !has('setpriv') && 'no setpriv',
 )

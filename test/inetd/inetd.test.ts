@@ -69,7 +69,9 @@ async function serve(t: TestContext, conf: string, wanted: Partial<InetdOptions>
   const apply = (text: string) => {
     const { entries, problems } = parseInetdConf(text, 'inetd.conf', () => undefined)
     assert.deepEqual(problems, [])
-    return inetd.apply(entries.map((entry): Configured => ({ entry, account })))
+    return inetd.apply(
+      entries.map((entry): Configured => ({ entry, at: `inetd.conf:${entry.line}`, account: () => account })),
+    )
   }
   await apply(conf)
   return {
@@ -382,13 +384,26 @@ test('if a program cannot be run the connection is closed, the error is logged, 
   const all = await ports(paths.length + 1)
   const good = all[paths.length]
   const conf = paths.map((path, i) => `127.0.0.1:${all[i]} stream tcp nowait root ${path} x\n`).join('')
-  const { complaints, row } = await serve(t, conf + cat(good!))
+  const { complaints, said, row } = await serve(t, conf + cat(good!))
   for (const [i, path] of paths.entries()) {
     assert.equal(await (await client(t, all[i]!)).all, '', path)
     assert.equal(row(`${all[i]}/tcp`).refused, 1, path)
     assert.equal(row(`${all[i]}/tcp`).running, 0, path)
   }
-  assert.deepEqual(complaints(), ['cannot start a program'])
+  // Once for each service, however often clients come.
+  assert.equal(await (await client(t, all[0]!)).all, '')
+  const reasons = ['ENOENT', 'EACCES', 'ENOENT', 'ENOTDIR', 'EACCES']
+  assert.deepEqual(
+    complaints(),
+    paths.map((_, i) => `${all[i]}/tcp: cannot start a program`),
+  )
+  assert.deepEqual(
+    said.map(({ details }) => {
+      const { at, program, err } = details as { at: string; program: string; err: NodeJS.ErrnoException }
+      return [at, program, err.code]
+    }),
+    paths.map((path, i) => [`inetd.conf:${i + 1}`, path, reasons[i]]),
+  )
   assert.equal(await talk(t, good!, 'x'), 'x')
   writeFileSync(plain, '#!/bin/sh\necho fixed\n')
   chmodSync(plain, 0o755)
@@ -402,13 +417,58 @@ test(
     if (!who) return t.skip(noMember)
     const [port] = await ports(1)
     const conf = `127.0.0.1:${port} stream tcp nowait root /nonexistent x`
-    const { complaints, row } = await serve(t, conf, {}, { ...who, supplementary: true })
+    const { said, row } = await serve(t, conf, {}, { ...who, supplementary: true })
     assert.equal(await talk(t, port!, ''), '')
     await until(() => row(`${port}/tcp`).failed === 1)
-    assert.deepEqual(complaints(), ['cannot start a program'])
+    assert.equal(said.length, 1)
+    const { err, ...details } = said[0]!.details as { err: NodeJS.ErrnoException }
+    assert.deepEqual(details, { at: 'inetd.conf:1', program: '/nonexistent' })
+    assert.equal(err.code, 'ENOENT')
   },
   root ? false : 'only root can start programs as somebody else',
 )
+
+test(
+  'a program that exits with 127 by itself was started, and is not logged',
+  async t => {
+    const who = member(t)
+    if (!who) return t.skip(noMember)
+    const [port] = await ports(1)
+    const conf = `127.0.0.1:${port} stream tcp nowait root /bin/sh sh -c "exit 127"`
+    const { said, row } = await serve(t, conf, {}, { ...who, supplementary: true })
+    assert.equal(await talk(t, port!, ''), '')
+    await until(() => row(`${port}/tcp`).failed === 1)
+    assert.deepEqual(said, [])
+  },
+  root ? false : 'only root can start programs as somebody else',
+)
+
+test('a program whose user is gone when a client arrives is not run, and this is logged', async t => {
+  const [nowait, wait, mux] = await ports(3)
+  const conf = `127.0.0.1:${nowait} stream tcp nowait root /bin/cat cat
+127.0.0.1:${wait} stream tcp wait.2 root /bin/cat cat
+127.0.0.1:${mux} stream tcp nowait root internal tcpmux
+tcpmux/cat stream tcp nowait root /bin/cat cat
+`
+  const { complaints, inetd, row } = await serve(t, '')
+  const { entries } = parseInetdConf(conf, 'inetd.conf', () => undefined)
+  const account = () => {
+    throw new Error('there is no user "root" in /etc/passwd')
+  }
+  await inetd.apply(entries.map(entry => ({ entry, at: `inetd.conf:${entry.line}`, account })))
+  assert.equal(await talk(t, nowait!, 'x'), '')
+  assert.match(await talk(t, mux!, 'cat\r\n'), /^-/)
+  await client(t, wait!)
+  await until(() => row(`${wait}/tcp`).state === 'off')
+  assert.deepEqual(
+    complaints().sort(),
+    [
+      ...[nowait, wait].map(port => `${port}/tcp: cannot start a program`),
+      `${wait}/tcp server failing (looping), service terminated`,
+      'tcpmux/cat/tcp: cannot start a program',
+    ].sort(),
+  )
+})
 
 test('a wait service whose program is missing tries again, and serves when the program exists', async t => {
   const [port] = await ports(1)
@@ -417,7 +477,7 @@ test('a wait service whose program is missing tries again, and serves when the p
   const peer = await udp(t)
   peer.send('patience', port!)
   await until(() => complaints().length > 0)
-  assert.deepEqual(complaints(), ['cannot start a program'])
+  assert.deepEqual(complaints(), [`${port}/udp: cannot start a program`])
   writeFileSync(path, readFileSync(program(t, 'recvfrom')), { mode: 0o755 })
   while (peer.got.length === 0) await clock.advance(1000)
   assert.equal(answer(String(peer.got[0])).rest, 'patience')

@@ -45,6 +45,7 @@ function fakePrograms(t: TestContext, limits: Partial<ProgramLimits> = {}) {
     start: (ip?: string) =>
       programs.start(orders, fd, ip, {
         ended: failure => events.push(`ended: ${failure ?? 'well'}`),
+        cannotRun: (program, { code }) => events.push(`cannot run ${program}: ${code}`),
         notStarted: transient => events.push(`not started, transient: ${transient}`),
       }),
     /** Ends a program, and lets the time pass in which that is noticed. */
@@ -111,7 +112,7 @@ test('a transient error is told apart from a program that cannot be run', async 
     assert.equal(start(), false)
     assert.deepEqual(events, [], 'the caller is told after the call')
     await clock.advance(0)
-    assert.deepEqual(events, ['error: cannot start a program', `not started, transient: ${transient}`])
+    assert.deepEqual(events, [`cannot run /bin/program: ${code}`, `not started, transient: ${transient}`])
     assert.equal(programs.full, false)
   }
 })

@@ -28,7 +28,7 @@ async function serviceFor(t: TestContext, wait: string) {
     startMultiplexer: () => assert.fail('there is no multiplexer'),
   }
   const service = new RunningService(
-    { entry: entries[0]!, account: undefined },
+    { entry: entries[0]!, at: 'inetd.conf:1', account: () => undefined },
     {
       programs,
       clock,

@@ -64,3 +64,26 @@ test('the error names the user or group that is missing', () => {
   assert.throws(() => findAccount('', '', 'root'), { message: 'there is no user "root" in /etc/passwd' })
   assert.throws(() => findAccount(passwd, group, '# In the form of passwd(5).'), /there is no user/)
 })
+
+test('a line whose uid or gid is no decimal number in range is not a user or a group', () => {
+  for (const id of ['', '0x0', '-1', '4294967295', '4294967296', '1e3', ' 0', '0 ', '+1', 'root']) {
+    assert.throws(
+      () => findAccount(`u:x:${id}:5::/:/bin/sh`, '', 'u'),
+      /there is no user "u"/,
+      `uid ${JSON.stringify(id)}`,
+    )
+    assert.throws(
+      () => findAccount(`u:x:5:${id}::/:/bin/sh`, '', 'u'),
+      /there is no user "u"/,
+      `gid ${JSON.stringify(id)}`,
+    )
+    assert.throws(
+      () => findAccount('u:x:5:5::/:/bin/sh', `g:x:${id}:u`, 'u', 'g'),
+      /there is no group "g"/,
+      `group ${JSON.stringify(id)}`,
+    )
+  }
+  assert.throws(() => findAccount('u', '', 'u'), /there is no user "u"/)
+  const greatest = findAccount('u:x:4294967294:0004::/:/bin/sh', '', 'u')
+  assert.deepEqual([greatest.uid, greatest.gid], [4_294_967_294, 4])
+})
