@@ -3,10 +3,9 @@ import { createSocket, type RemoteInfo } from 'node:dgram'
 import { once } from 'node:events'
 import { type AddressInfo, createServer, type Socket } from 'node:net'
 import { type TestContext, test } from 'node:test'
-import { type LoadOptions, runLoad } from '../../src/client/load.ts'
+import { runLoad } from '../../src/client/load.ts'
 import { Payloads } from '../../src/client/payload.ts'
-import { isFailure, type LoadResult, totals } from '../../src/client/report.ts'
-import { type Answer, keep } from '../../src/client/resolve.ts'
+import { isFailure, type LoadOptions, type LoadResult, totals } from '../../src/client/tally.ts'
 import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
 
@@ -355,28 +354,4 @@ test('a payload matches itself in any piece, and nothing else', () => {
       assert.ok(!payloads.matches(n, 0, Buffer.concat([payload, payload, Buffer.alloc(1)])))
     }
   }
-})
-
-test('look-ups: each asks every time, once never again, ttl when the TTL is over; a failure is not kept', async () => {
-  let [now, asked] = [0, 0]
-  const ask = async (): Promise<Answer> => {
-    asked++
-    if (asked === 1) throw new Error('no')
-    return { addresses: [`${asked}`], ttlSeconds: 5 }
-  }
-  const answers = async (mode: 'each' | 'once' | 'ttl') => {
-    now = asked = 0
-    const resolve = keep(ask, mode, () => now)
-    const failures = await Promise.allSettled([resolve(), ...(mode === 'each' ? [] : [resolve()])])
-    assert.ok(failures.every(({ status }) => status === 'rejected'))
-    const got: string[] = []
-    for (const seconds of [0, 0, 4.9, 5, 9.9, 10]) {
-      now = seconds * 1000
-      got.push(...(await Promise.all([resolve(), resolve()])).map(({ addresses }) => addresses[0]))
-    }
-    return got.join(' ')
-  }
-  assert.equal(await answers('each'), '2 3 4 5 6 7 8 9 10 11 12 13')
-  assert.equal(await answers('once'), '2 2 2 2 2 2 2 2 2 2 2 2')
-  assert.equal(await answers('ttl'), '2 2 2 2 2 2 3 3 3 3 4 4')
 })

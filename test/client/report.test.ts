@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict'
 import { createHistogram } from 'node:perf_hooks'
 import { test } from 'node:test'
-import { evenness, type LoadResult, toJson, toProgress, toText } from '../../src/client/report.ts'
+import { evenness, toJson, toProgress, toText } from '../../src/client/report.ts'
+import type { LoadResult } from '../../src/client/tally.ts'
 
 const load = {
   transport: 'tcp',
@@ -82,7 +83,7 @@ test('the text says what was run and has a line for each replica, also for one t
   assert.equal(lines[9], 'evenness of connections: χ² 3.00 (degrees of freedom: 1), max/mean 2.00')
   const open = toText({ ...load, rate: 1500 }, { ...result, replicas: [], latency: histogram() })
   assert.match(open, /open loop of 1,500\/s/)
-  assert.match(open, /^3 were sent over 1 ms behind their time, 4 never$/m)
+  assert.match(open, /^3 were sent more than 1 ms after they were due, 4 never$/m)
   assert.doesNotMatch(open, /latency in|evenness|NaN|Infinity/)
 })
 
