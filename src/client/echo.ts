@@ -6,9 +6,9 @@ import { isIpv6, type SocketAddress, type Transport } from '../address.ts'
 
 export interface EchoSession {
   /**
-   * Sends `payload` and resolves with the reply: the next datagram, or as many octets of the stream as were sent.
-   * Rejects when the peer refuses or closes, or when `signal` aborts before the reply is complete. After a rejection
-   * the session cannot be used any more.
+   * Sends `payload` and resolves with the reply: the next datagram, or as many octets of the stream as were
+   * sent. Rejects when the peer refuses or closes, or when `signal` aborts before the reply is complete.
+   * After a rejection the session cannot be used any more.
    */
   exchange(payload: Buffer, signal: AbortSignal): Promise<Buffer>
   close(): void

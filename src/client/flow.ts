@@ -1,6 +1,6 @@
 /**
- * One client of `load`: a connection and what is in flight on it. It opens a new connection after a failure, or for
- * each operation where the options say so.
+ * One client of `load`: a connection and what is in flight on it. It opens a new connection after a failure,
+ * or for each operation where the options say so.
  */
 import type { Clock } from '../clock.ts'
 import type { Pace } from './pace.ts'
@@ -9,7 +9,10 @@ import type { Answer } from './resolve.ts'
 import type { LoadOptions, ReplicaResult } from './tally.ts'
 import { openWire, type Wire } from './wire.ts'
 
-/** `opening`: no operation is sent before every flow has tried to open its connection. `draining`: none any more. */
+/**
+ * `opening`: no operation is sent before every flow has tried to open its connection. `draining`: none any
+ * more.
+ */
 export type Phase = 'opening' | 'running' | 'draining' | 'over'
 
 /** The run that a flow belongs to. */

@@ -1,4 +1,7 @@
-/** One HTTP GET of a short text, for the probes and the table of `up`. It costs less memory and time than fetch. */
+/**
+ * One HTTP GET of a short text, for the probes and the table of `up`. It costs less memory and time than
+ * fetch.
+ */
 import { get } from 'node:http'
 import { formatAddress, type SocketAddress } from '../address.ts'
 

@@ -1,10 +1,11 @@
 /**
  * A load generator for echo servers: a number of flows, each of which keeps some operations in flight.
  *
- * Closed loop (`rate` 0): a reply makes the next request. A slow server is asked less, and its latencies are only those
- * of the requests that it let us send. Open loop: operation i is due at start + i / rate, whatever the server does, and
- * its latency counts from then, also while it waits for its connection. Otherwise a stall would hide the very requests
- * that it delayed: coordinated omission (Gil Tene, "How NOT to Measure Latency"; his wrk2 measures in this way too).
+ * Closed loop (`rate` 0): a reply makes the next request. A slow server is asked less, and its latencies are
+ * only those of the requests that it let us send. Open loop: operation i is due at start + i / rate, whatever
+ * the server does, and its latency counts from then, also while it waits for its connection. Otherwise a
+ * stall would hide the very requests that it delayed: coordinated omission (Gil Tene, "How NOT to Measure
+ * Latency"; his wrk2 measures in this way too).
  */
 import { createHistogram, type RecordableHistogram } from 'node:perf_hooks'
 import { type Clock, systemClock } from '../clock.ts'
@@ -14,14 +15,17 @@ import { Payloads } from './payload.ts'
 import { type Answer, resolver } from './resolve.ts'
 import type { LoadOptions, LoadProgress, LoadResult, ReplicaResult } from './tally.ts'
 
-/** Node's timers are late by up to a millisecond or two: a shorter wait is spent by turning the event loop. */
+/**
+ * Node's timers are late by up to a millisecond or two: a shorter wait is spent by turning the event loop.
+ */
 const SPIN_MS = 2
 const MAX_SWEEP_MS = 100
 const PROGRESS_MS = 1000
 
 /**
- * Sends for `durationMs`, then waits for what is in flight. When `signal` aborts, the run ends at once, and what is in
- * flight is not counted. Rejects only when the first look-up fails: later failures are part of the result.
+ * Sends for `durationMs`, then waits for what is in flight. When `signal` aborts, the run ends at once, and
+ * what is in flight is not counted. Rejects only when the first look-up fails: later failures are part of the
+ * result.
  */
 export async function runLoad(
   options: LoadOptions,
@@ -79,7 +83,8 @@ class Load implements FlowRun {
     const { timeoutMs, newConnection } = this.options
     const first = await this.lookUp()
     if (this.phase === 'over') return
-    // After a pause of this process the replies that came meanwhile are read first, in a turn of the event loop.
+    // After a pause of this process the replies that came meanwhile are read first, in a turn of the event
+    // loop.
     const sweep = () => setImmediate(() => this.#sweep())
     this.#every(Math.min(MAX_SWEEP_MS, Math.max(1, timeoutMs / 10)), sweep)
     if (onProgress) this.#every(PROGRESS_MS, () => onProgress(this.#progress()))

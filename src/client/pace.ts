@@ -1,6 +1,6 @@
 /**
- * The clock of an open loop: operation i is due at start + i / rate, whatever the server does. Pure: callers tell it
- * the time.
+ * The clock of an open loop: operation i is due at start + i / rate, whatever the server does. Pure: callers
+ * tell it the time.
  */
 export class Pace {
   /** Operations of the whole run. */

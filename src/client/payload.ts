@@ -39,7 +39,10 @@ export class Payloads {
     return octets.compare(this.#pool, from, from + end - start, start, end) === 0
   }
 
-  /** Successive numbers get windows far apart, so that the reply to another operation differs nearly everywhere. */
+  /**
+   * Successive numbers get windows far apart, so that the reply to another operation differs nearly
+   * everywhere.
+   */
   #window(n: number): number {
     return this.numbered ? Math.imul(n, 0x9e3779b1) >>> 16 : 0
   }

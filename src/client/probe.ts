@@ -21,8 +21,9 @@ export async function probe(
   clock: Clock = systemClock,
 ): Promise<ProbeResult> {
   const limit = new AbortController()
-  // After a pause of this process (a busy machine, SIGSTOP) its timers run before it has read what came meanwhile.
-  // The answer gets one more turn of the event loop, so that the server is not blamed for our delay.
+  // After a pause of this process (a busy machine, SIGSTOP) its timers run before it has read what came
+  // meanwhile. The answer gets one more turn of the event loop, so that the server is not blamed for our
+  // delay.
   const cancelTimeout = clock.after(timeoutMs, () => setImmediate(() => limit.abort()))
   try {
     return target.kind === 'http'

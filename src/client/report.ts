@@ -18,9 +18,9 @@ export interface Evenness {
 }
 
 /**
- * How even counts are; undefined when all are 0. `load` uses it on the connections that were opened for each replica,
- * since DNS chose their addresses. All operations of a connection go to the same address: they are not independent,
- * and χ² of them would report unevenness that is not there.
+ * How even counts are; undefined when all are 0. `load` uses it on the connections that were opened for each
+ * replica, since DNS chose their addresses. All operations of a connection go to the same address: they are
+ * not independent, and χ² of them would report unevenness that is not there.
  */
 export function evenness(counts: readonly number[]): Evenness | undefined {
   const mean = counts.reduce((sum, count) => sum + count, 0) / counts.length
@@ -43,8 +43,8 @@ const perSecond = (count: number, elapsedMs: number) => (elapsedMs > 0 ? (count 
 const round = (value: number) => Math.round(value * 1000) / 1000
 
 /**
- * One object for programs: options, counts, times in milliseconds, shares from 0 to 1. A latency is null when no
- * operation was done.
+ * One object for programs: options, counts, times in milliseconds, shares from 0 to 1. A latency is null when
+ * no operation was done.
  */
 export function toJson(options: LoadOptions, result: LoadResult) {
   const { elapsedMs, behind, unsent, failedLookUps, reasons, replicas } = result

@@ -5,7 +5,9 @@ import { formatAddress, type SocketAddress } from '../address.ts'
 import type { Clock } from '../clock.ts'
 import { UsageError } from '../errors.ts'
 
-/** `each`: every call asks. `once`: the first answer is kept forever. `ttl`: an answer is kept for its TTL. */
+/**
+ * `each`: every call asks. `once`: the first answer is kept forever. `ttl`: an answer is kept for its TTL.
+ */
 export const resolveModes = ['each', 'once', 'ttl'] as const
 export type ResolveMode = (typeof resolveModes)[number]
 
@@ -19,8 +21,9 @@ export interface Answer {
 type LookUp = () => Promise<Answer>
 
 /**
- * Returns the function that looks up `host`, a name or an address. It uses getaddrinfo, or it sends DNS queries where
- * a DNS server is given or TTLs are needed: for A, and for AAAA when there is no A. It rejects with Node's error.
+ * Returns the function that looks up `host`, a name or an address. It uses getaddrinfo, or it sends DNS
+ * queries where a DNS server is given or TTLs are needed: for A, and for AAAA when there is no A. It rejects
+ * with Node's error.
  */
 export function resolver(
   host: string,

@@ -32,7 +32,10 @@ export interface Counts {
   lost: number
   /** The octets differ, or no operation was waiting for them. */
   wrong: number
-  /** Over UDP: the reply came after its operation had been counted as lost. It is then no longer counted there. */
+  /**
+   * Over UDP: the reply came after its operation had been counted as lost. It is then no longer counted
+   * there.
+   */
   late: number
   /** Connections that could not be opened, broke, or were closed because of a lost or wrong reply. */
   failed: number

@@ -30,7 +30,10 @@ function loadOptions(host: string, options: Options<'load'>): LoadOptions {
   return { transport, host, port, dns, ...load }
 }
 
-/** Aborts at the first SIGINT or SIGTERM, so that the results so far are reported. A second signal ends the process. */
+/**
+ * Aborts at the first SIGINT or SIGTERM, so that the results so far are reported. A second signal ends the
+ * process.
+ */
 function stopSignal({ exit, takeSignals }: Context): AbortSignal {
   const stop = new AbortController()
   const onSignal = (_signal: string, number: number) =>

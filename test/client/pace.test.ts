@@ -3,10 +3,12 @@ import { test } from 'node:test'
 import { Pace } from '../../src/client/pace.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 
-/** Runs the clock of an open loop; returns when each operation was released. `lateMs`: how late each timer is. */
+/**
+ * Runs the clock of an open loop; returns when each operation was released. `lateMs`: how late each timer is.
+ */
 async function releases(ratePerSecond: number, durationMs: number, lateMs = 0): Promise<number[]> {
   const clock = new VirtualClock()
-  // A clock has some value at the start.
+  // A clock does not start at 0.
   await clock.advance(1234.5)
   const pace = new Pace(ratePerSecond, durationMs)
   pace.start(clock.now())
@@ -25,7 +27,7 @@ async function releases(ratePerSecond: number, durationMs: number, lateMs = 0): 
   return times
 }
 
-test('each operation is released when it is due, at any rate, and none twice', async () => {
+test('each operation is released once, when it is due, at any rate', async () => {
   for (const rate of [1, 3, 7, 300, 999]) {
     const times = await releases(rate, 1000)
     assert.equal(times.length, rate)
@@ -33,13 +35,13 @@ test('each operation is released when it is due, at any rate, and none twice', a
   }
 })
 
-test('a late timer releases all that is due meanwhile, and delays nothing that follows', async () => {
+test('a late timer releases all that became due meanwhile, and delays nothing that follows', async () => {
   const times = await releases(1000, 100, 7.25)
   assert.deepEqual(times.slice(0, 10), [0, 8.25, 8.25, 8.25, 8.25, 8.25, 8.25, 8.25, 8.25, 16.25])
   for (const [i, at] of times.entries()) assert.ok(at >= i && at < i + 8.5, `${i} at ${at}`)
 })
 
-test('a part of an operation counts as one, and the end releases the rest', () => {
+test('a fraction of an operation counts as one, and the end of the run releases the rest', () => {
   const pace = new Pace(3, 500)
   assert.deepEqual([pace.total, pace.released], [2, 0])
   pace.start(100)

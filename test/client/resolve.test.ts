@@ -3,7 +3,7 @@ import { test } from 'node:test'
 import { type Answer, cached } from '../../src/client/resolve.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 
-test('each asks every time, once only once, ttl again after the TTL; a failure is not kept', async () => {
+test('mode each asks every time, once asks once, ttl asks again after the TTL; a failure is not kept', async () => {
   const answers = async (mode: 'each' | 'once' | 'ttl') => {
     const clock = new VirtualClock()
     let asked = 0
