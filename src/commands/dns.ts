@@ -89,7 +89,7 @@ export async function startDns(
       ttlSeconds: options.ttl,
       nsAddresses: options.nsAddress ?? options.listen.flatMap(concreteAddresses),
       port: options.port,
-      policy: policies.find(({ name }) => name === options.policy) ?? policies[0],
+      policy: policies.find(({ name }) => name === options.policy) ?? policies[0]!,
       services: options.services.map(({ name }) => name),
       maxAnswers: options.answers ?? Number.POSITIVE_INFINITY,
       serverId: options.serverId ?? (process.env.POD_NAME || hostname()),

@@ -48,7 +48,7 @@ const weighted: Policy = {
     let turns: number[] | undefined
     const head = (cursor: number) => {
       turns ??= smoothTurns(candidates.map(candidate => candidate.weight))
-      return turns[cursor % turns.length]
+      return turns[cursor % turns.length]!
     }
     return { ...ring(candidates), head }
   },
@@ -95,7 +95,7 @@ export function pick(plan: Plan, cursor: number, count: number, random: () => nu
   const taken = Math.min(count, order.length)
   if (!plan.shuffled) {
     const head = plan.head(cursor)
-    return Array.from({ length: taken }, (_, i) => order[i < turning ? (head + i) % turning : i])
+    return Array.from({ length: taken }, (_, i) => order[i < turning ? (head + i) % turning : i]!)
   }
   // Fisher–Yates, ended as soon as the first `taken` stand.
   const shuffled = [...order]

@@ -177,7 +177,7 @@ class Conversation {
 
   #merge(): Buffer {
     if (this.#chunks.length > 1) this.#chunks = [Buffer.concat(this.#chunks)]
-    return this.#chunks[0]
+    return this.#chunks[0]!
   }
 }
 

@@ -119,7 +119,7 @@ for (const transport of ['udp', 'tcp'] as const) {
       const load = { ...defaults, transport, port, connections: 3, newConnection: true, rate }
       const result = await runLoad(load, never)
       const { done, ...rest } = totals(result)
-      const [{ connections }] = result.replicas
+      const { connections } = result.replicas[0]!
       assert.ok(done > 10)
       // At the end some connections may be open that have sent nothing yet.
       assert.ok(connections >= done && connections <= done + 3, `${connections} for ${done}`)
@@ -213,7 +213,7 @@ test('when a UDP server falls silent, the socket is replaced', options, async t 
   })
   const load = { ...defaults, port, timeoutMs: 1000, durationMs: FOR_LONG }
   const result = await runLoad(load, stop.signal, undefined, clock)
-  const { connections, failed, lost } = result.replicas[0]
+  const { connections, failed, lost } = result.replicas[0]!
   assert.deepEqual({ connections, failed, lost }, { connections: 2, failed: 1, lost: 4 })
 })
 

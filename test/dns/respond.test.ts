@@ -157,8 +157,8 @@ describe('the guards', () => {
         [TYPE.A, CLASS.IN],
         [TYPE.AXFR, CLASS.IN],
         [TYPE.A, CLASS.HS],
-      ]) {
-        const reply = ask(query(SERVICE, type!, { ...options, class: dnsClass }))
+      ] as const) {
+        const reply = ask(query(SERVICE, type, { ...options, class: dnsClass }))
         assert.equal(reply.rcode, RCODE.FORMERR)
         assert.equal(reply.opts.length, 1)
         assert.deepEqual(reply.answers, [])
@@ -279,8 +279,8 @@ describe('EDNS', () => {
         [TYPE.A, CLASS.IN],
         [TYPE.AXFR, CLASS.IN],
         [TYPE.TXT, CLASS.HS],
-      ]) {
-        const reply = ask(ednsQuery(SERVICE, type!, { version }, { class: dnsClass }))
+      ] as const) {
+        const reply = ask(ednsQuery(SERVICE, type, { version }, { class: dnsClass }))
         assert.equal(reply.rcode, RCODE.BADVERS)
         assert.equal(reply.flags & 15, 0)
         assert.deepEqual(reply.counts, [1, 0, 0, 1])
@@ -484,7 +484,7 @@ describe('the answer', () => {
     const order = pick(policy('random').compile(asked.map(() => endpoint('::'))), 0, asked.length, random)
     const counts: Record<string, number> = {}
     for (const index of order) {
-      const [name, type] = asked[index]
+      const [name, type] = asked[index]!
       const head = first(name, type)
       if (name === SERVICE && head) counts[head] = (counts[head] ?? 0) + 1
     }

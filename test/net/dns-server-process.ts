@@ -37,13 +37,13 @@ async function listenOurs() {
     ? () => ({ octets: filler, type: 0, rcode: 0, truncated: false })
     : (message, transport) => authority.answer(message, transport)
   const listener = await listenDns(answer, { listen: [{ address: '127.0.0.1', port: 0 }], ...listen })
-  const [{ port }] = listener.addresses
+  const { port } = listener.addresses[0]!
   return { port, tcpPort: port }
 }
 
 async function listenDns2(asynchronous: boolean) {
   const handle = (request: Packet, send: (response: Packet | Buffer) => unknown) => {
-    const { name } = request.questions[0]
+    const { name } = request.questions[0]!
     const response = Packet.createResponseFromRequest(request)
     if (name.toLowerCase() === SERVICE)
       for (const address of addresses(endpoints)) {
