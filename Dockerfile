@@ -23,7 +23,7 @@ ENV NODE_COMPILE_CACHE=/app/.cache
 RUN install -d -o node -g node .cache
 USER node
 RUN node --input-type=module -e \
-    "for (const file of (await import('node:fs')).globSync('src/**/*.ts')) await import('/app/' + file)" \
+    "for (const file of (await import('node:fs')).globSync('src/*/**/*.ts')) await import('/app/' + file)" \
   && node src/cli.ts --version
 
 FROM ${NODE_IMAGE}
