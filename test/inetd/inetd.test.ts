@@ -703,6 +703,13 @@ ${tell} stream unix nowait root ${program(t, 'tell')} x`,
   assert.throws(() => row(`${nowait}/unix`))
 })
 
+test('a service without a socket is not reported as listening: an internal one on a unix socket', async t => {
+  const path = join(folder(t), 'internal.sock')
+  const { complaints, row } = await serve(t, `${path} stream unix nowait root internal echo`)
+  assert.equal(row(`${path}/unix`).state, 'off')
+  assert.deepEqual(complaints(), [`${path}/unix: cannot listen, trying again every 10 seconds`])
+})
+
 test('a socket that an earlier server left is removed; any other file stays, and the service is off', async t => {
   const dir = folder(t)
   const [stale, file] = [join(dir, 'stale.sock'), join(dir, 'file')]
