@@ -3,6 +3,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { isIpv6 } from '../address.ts'
 import { type CheckOptions, checkForever } from './checks.ts'
+import { type Member as Chosen, choose } from './choose.ts'
 import type { Endpoint, Source } from './endpoint.ts'
 import { ALWAYS_UP, type Health, nextHealth, type State, UNCHECKED } from './health.ts'
 
@@ -73,9 +74,11 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
   const changed = () => {
     pending ??= setImmediate(() => {
       pending = undefined
-      const endpoints = [...members.values()]
+      const list = [...members.values()]
       const ready = firstRound?.size === 0
-      snapshot = freeze({ service, ready, ...choose(endpoints, options.fail) })
+      const { failedOpen, answered } = choose(list, options.fail)
+      const endpoints = list.map(member => status(member, answered(member)))
+      snapshot = freeze({ service, ready, failedOpen, endpoints })
       events.snapshot(snapshot)
     })
   }
@@ -164,35 +167,7 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
   }
 }
 
-/**
- * Which endpoints stand in the answer. First those that are well; else, as kube-proxy does, those that the
- * platform is ending but that still serve; else, unless closed, all that were looked at: a flaky check must
- * not become an outage (gdnsd, Route 53). Draining ones come last of all.
- */
-function choose(
-  members: readonly Member[],
-  fail: 'open' | 'closed',
-): Pick<Snapshot, 'failedOpen' | 'endpoints'> {
-  const up = ({ health }: Member) => health.state === 'up'
-  const draining = ({ health }: Member) => health.state === 'draining'
-  const checked = ({ health }: Member) => health.state !== 'checking'
-  const tiers: ((member: Member) => boolean)[] = [
-    m => up(m) && m.endpoint.ready && !m.endpoint.terminating,
-    // One that drains says itself that it serves; the platform's `serving` follows `/readyz`, and is false by then.
-    m => m.endpoint.terminating && (draining(m) || (up(m) && m.endpoint.serving)),
-  ]
-  if (fail === 'open') {
-    const left = (m: Member) => checked(m) && !draining(m)
-    tiers.push(m => left(m) && !m.endpoint.terminating, left, checked)
-  }
-  const tier = tiers.findIndex(fits => members.some(fits))
-  return {
-    failedOpen: tier >= 2,
-    endpoints: members.map(member => status(member, tier !== -1 && tiers[tier]!(member))),
-  }
-}
-
-const status = ({ endpoint, health }: Member, answered: boolean): EndpointStatus => ({
+const status = ({ endpoint, health }: Chosen, answered: boolean): EndpointStatus => ({
   address: endpoint.address,
   family: isIpv6(endpoint.address) ? 6 : 4,
   weight: endpoint.weight,
