@@ -5,37 +5,8 @@ import { createServer } from 'node:http'
 import { type AddressInfo, connect, createServer as createTcpServer } from 'node:net'
 import { type TestContext, test } from 'node:test'
 import type { ProbeResult } from '../../src/client/probe.ts'
-import { parseCheck } from '../../src/commands/values.ts'
 import { type Check, checkForever } from '../../src/endpoints/checks.ts'
-import { Expected } from '../../src/errors.ts'
 import { portOf, start } from '../process.ts'
-
-test('the forms of a check are accepted, all else is refused with what was expected', () => {
-  const good: readonly (readonly [string, Check])[] = [
-    ['none', { kind: 'none' }],
-    ['udp:7007', { kind: 'udp', port: 7007 }],
-    ['tcp:1', { kind: 'tcp', port: 1 }],
-    ['http:65535', { kind: 'http', port: 65535, path: '/' }],
-    ['http:8080/readyz?verbose', { kind: 'http', port: 8080, path: '/readyz?verbose' }],
-  ]
-  for (const [text, check] of good) assert.deepEqual(parseCheck(text), check)
-  const bad = [
-    '',
-    'udp',
-    'udp:',
-    'udp:0',
-    'tcp:65536',
-    'udp:7/x',
-    'tcp:7/',
-    'UDP:7',
-    'icmp:1',
-    'none:1',
-    'udp:-1',
-  ]
-  const badHttp = ['http:/x', 'http:80 ', 'http:80/a b', 'http:80/é', 'http://127.0.0.1', 'http:80/\n']
-  for (const text of [...bad, ...badHttp])
-    assert.throws(() => parseCheck(text), new Expected('udp:PORT, tcp:PORT, http:PORT/path or none'), text)
-})
 
 interface Reported {
   readonly result: ProbeResult

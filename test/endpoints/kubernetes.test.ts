@@ -12,7 +12,6 @@ import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseSource } from '../../src/commands/values.ts'
 import { endpointsOf, type KubernetesTimes, kubernetesSource } from '../../src/endpoints/kubernetes.ts'
-import { Expected } from '../../src/errors.ts'
 import { commonPort } from '../common-port.ts'
 import { start } from '../process.ts'
 import { follow, refuse, slice, startApi, status } from './api-server.ts'
@@ -58,15 +57,6 @@ function kubeconfig(t: TestContext, server: string): string {
   writeFileSync(path, JSON.stringify(config))
   return path
 }
-
-test('what is not the name of a Service is refused, with what was expected', () => {
-  const NAMES = 'kubernetes:[NAMESPACE/]SERVICE with names of Kubernetes, not '
-  for (const bad of ['/echo', 'farm/', 'a/b/c', 'Echo', 'echo.farm', 'farm echo', '../x', 'a'.repeat(64)])
-    assert.throws(() => parseSource(`kubernetes:${bad}`), new Expected(`${NAMES}"${bad}"`), bad)
-  const KINDS = 'static:ADDR[*WEIGHT],…, dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE'
-  for (const bad of ['kubernetes', 'kubernetes:', 'Kubernetes:echo'])
-    assert.throws(() => parseSource(bad), new Expected(KINDS), bad)
-})
 
 test('a source asks for nothing but the list and the watch of its own slices', async t => {
   const api = await startApi(t)

@@ -6,9 +6,7 @@ import { parseSource } from '../../src/commands/values.ts'
 import { Authority } from '../../src/dns/authority.ts'
 import { policies } from '../../src/dns/rotation.ts'
 import { dnsSource } from '../../src/endpoints/dns.ts'
-import { endpoint } from '../../src/endpoints/endpoint.ts'
 import type { EndpointStatus } from '../../src/endpoints/pool.ts'
-import { Expected } from '../../src/errors.ts'
 import { type Answerer, listenDns } from '../../src/net/dns-server.ts'
 
 const NAME = 'echo.farm.test'
@@ -96,82 +94,6 @@ function follow(t: TestContext, server: SocketAddress, intervalMs: number, name 
   }
   return { next, stop, running, list }
 }
-
-const SYNTAX = 'static:ADDR[*WEIGHT],…, dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE'
-const STATIC = 'static:ADDR[*WEIGHT],… with IP addresses and weights from 1 to 100, not '
-const NAME_RULE = 'a domain name of letters, digits, "-" and "_", labels up to 63, in all up to 255 octets'
-const SERVER = 'ADDRESS[:PORT] with an IP address, such as 127.0.0.1:5300 or [::1]:5300'
-const long = `${'a'.repeat(63)}.`
-
-test('a source that is not one is refused with what was expected', () => {
-  const bad: readonly (readonly [string, string])[] = [
-    ['', SYNTAX],
-    ['static', SYNTAX],
-    ['static:', SYNTAX],
-    ['dns:', SYNTAX],
-    ['10.0.0.1', SYNTAX],
-    ['file:/etc/hosts', SYNTAX],
-    ['STATIC:10.0.0.1', SYNTAX],
-    ['static:10.0.0.1,', `${STATIC}""`],
-    ['static:10.0.0.1, 10.0.0.2', `${STATIC}" 10.0.0.2"`],
-    ['static:10.0.0', `${STATIC}"10.0.0"`],
-    ['static:10.0.0.1:7', `${STATIC}"10.0.0.1:7"`],
-    ['static:echo.test', `${STATIC}"echo.test"`],
-    ['static:fe80::1%lo', `${STATIC}"fe80::1%lo"`],
-    ...['0', '101', '-1', '1.5', '', 'x', '1*1', '1e1'].map(
-      weight => [`static:10.0.0.1*${weight}`, `${STATIC}"10.0.0.1*${weight}"`] as const,
-    ),
-    ['dns:a..b', NAME_RULE],
-    ['dns:.', NAME_RULE],
-    ['dns:a b', NAME_RULE],
-    ['dns:@127.0.0.1', NAME_RULE],
-    ['dns:[::1]', NAME_RULE],
-    ['dns:10.0.0.1', 'dns:NAME[@SERVER][/INTERVAL] with a name, not the address 10.0.0.1'],
-    [`dns:a${long}test`, NAME_RULE],
-    [`dns:${long.repeat(4)}`, NAME_RULE],
-    ['dns:echo@', SERVER],
-    ['dns:echo@dns.test', SERVER],
-    ['dns:echo@127.0.0.1:65536', SERVER],
-    ['dns:echo@127.0.0.1:0', SERVER],
-    ['dns:echo@::1:53x', SERVER],
-    ['dns:echo/', 'a duration such as 500ms, 7s or 1m'],
-    ['dns:echo/5', 'a duration such as 500ms, 7s or 1m'],
-    ['dns:echo@127.0.0.1/0', 'a duration above 0 such as 500ms, 7s or 1m'],
-    ['dns:echo/1s/2s', 'a duration such as 500ms, 7s or 1m'],
-  ]
-  for (const [text, message] of bad)
-    assert.throws(() => parseSource(text), new Expected(message), `for ${text}`)
-})
-
-test('the forms of a source are accepted', () => {
-  for (const text of [
-    'dns:echo',
-    'dns:echo.',
-    'dns:_a-b.Echo.test./100ms',
-    'dns:echo@127.0.0.11',
-    'dns:echo@127.0.0.1:5300/1s',
-    'dns:echo@[::1]:5300',
-    'dns:echo@::1/2m',
-    `dns:${long.repeat(3)}${'a'.repeat(61)}.`,
-  ])
-    assert.equal(typeof parseSource(text), 'function', text)
-})
-
-test('a static source publishes its list once, with weights and equal addresses as equal texts', async () => {
-  const published: unknown[] = []
-  const source = parseSource('static:10.0.0.1*3,10.0.0.2,2001:DB8:0::1*100,::ffff:10.0.0.3')
-  await source({ publish: list => published.push(list), fail: assert.fail }, new AbortController().signal)
-  const common = { ready: true, serving: true, terminating: false }
-  assert.deepEqual(published, [
-    [
-      { address: '10.0.0.1', weight: 3, ...common },
-      { address: '10.0.0.2', weight: 1, ...common },
-      { address: '2001:db8::1', weight: 100, ...common },
-      { address: '::ffff:a00:3', weight: 1, ...common },
-    ],
-  ])
-  assert.deepEqual(endpoint('10.0.0.2'), { address: '10.0.0.2', weight: 1, ...common })
-})
 
 test('a polled name is followed: every answer, none, failure and recovery, each at the next poll', async t => {
   const three = authority(['127.0.4.10', '::2', '127.0.4.9', '::1'])
