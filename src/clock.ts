@@ -35,3 +35,34 @@ export function pause(clock: Clock, ms: number, signal?: AbortSignal): Promise<v
     signal?.addEventListener('abort', done)
   })
 }
+
+export interface Gathered {
+  /** Something happened: the task runs `ms` after the first of the calls that it has not run for yet. */
+  add(): void
+  /** Runs the task now if calls wait for it. */
+  flush(): void
+  /** Drops the calls that wait. */
+  cancel(): void
+}
+
+/** Makes one run of `task` of all that happens within `ms` milliseconds. */
+export function gather(clock: Clock, ms: number, task: () => void): Gathered {
+  let stop: (() => void) | undefined
+  const cancel = () => {
+    stop?.()
+    stop = undefined
+  }
+  const run = () => {
+    cancel()
+    task()
+  }
+  return {
+    add() {
+      stop ??= clock.after(ms, run)
+    },
+    flush() {
+      if (stop) run()
+    },
+    cancel,
+  }
+}

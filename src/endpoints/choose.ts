@@ -1,33 +1,41 @@
-/** Which endpoints stand in the answer: pure. */
+/** Which endpoints are answered: pure. */
 import type { Endpoint } from './endpoint.ts'
 import type { Health } from './health.ts'
 
+/** An endpoint with its health. */
 export interface Member {
   readonly endpoint: Endpoint
   readonly health: Health
 }
 
-/**
- * Which endpoints stand in the answer. First those that are well; else, as kube-proxy does, those that the
- * platform is ending but that still serve; else, unless closed, all that were looked at: a flaky check must
- * not become an outage (gdnsd, Route 53). Draining ones come last of all.
- */
-export function choose(
-  members: readonly Member[],
-  fail: 'open' | 'closed',
-): { readonly failedOpen: boolean; readonly answered: (member: Member) => boolean } {
-  const up = ({ health }: Member) => health.state === 'up'
-  const draining = ({ health }: Member) => health.state === 'draining'
-  const checked = ({ health }: Member) => health.state !== 'checking'
-  const tiers: ((member: Member) => boolean)[] = [
-    m => up(m) && m.endpoint.ready && !m.endpoint.terminating,
-    // One that drains says itself that it serves; the platform's `serving` follows `/readyz`, and is false by then.
-    m => m.endpoint.terminating && (draining(m) || (up(m) && m.endpoint.serving)),
-  ]
-  if (fail === 'open') {
-    const left = (m: Member) => checked(m) && !draining(m)
-    tiers.push(m => left(m) && !m.endpoint.terminating, left, checked)
+export interface Choice {
+  /** No endpoint is healthy, and unhealthy ones are answered nevertheless. */
+  readonly failedOpen: boolean
+  readonly isAnswered: (member: Member) => boolean
+}
+
+/** The first tier that is answered only by a service that fails open. */
+const FAIL_OPEN = 2
+/** No tier: an endpoint is not answered before its first result, so that a new replica serves after its first pass. */
+const NEVER = 5
+
+/** The members of the first tier that is not empty are answered. */
+export function choose(members: readonly Member[], fail: 'open' | 'closed'): Choice {
+  const limit = fail === 'open' ? NEVER : FAIL_OPEN
+  const first = members.reduce((least, member) => Math.min(least, tier(member)), limit)
+  return {
+    failedOpen: first >= FAIL_OPEN && first < limit,
+    isAnswered: m => first < limit && tier(m) === first,
   }
-  const tier = tiers.findIndex(fits => members.some(fits))
-  return { failedOpen: tier >= 2, answered: tiers[tier] ?? (() => false) }
+}
+
+function tier({ endpoint: { ready, serving, terminating }, health: { state } }: Member): number {
+  if (state === 'checking') return NEVER
+  if (state === 'up' && ready && !terminating) return 0
+  // As kube-proxy does. A draining replica says itself that it still serves; the platform's `serving` follows
+  // `/readyz`, and is false by then.
+  if (terminating && (state === 'draining' || (state === 'up' && serving))) return 1
+  // All that have been checked, the draining ones last: a flaky check must not become an outage (gdnsd, Route 53).
+  if (state === 'draining') return 4
+  return terminating ? 3 : FAIL_OPEN
 }

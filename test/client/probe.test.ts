@@ -4,6 +4,7 @@ import { once } from 'node:events'
 import { createServer as createHttpServer, type RequestListener } from 'node:http'
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net'
 import { type TestContext, test } from 'node:test'
+import { Worker } from 'node:worker_threads'
 import { httpGet } from '../../src/client/http.ts'
 import { type ProbeResult, probe } from '../../src/client/probe.ts'
 import { echo } from '../../src/protocols.ts'
@@ -178,3 +179,36 @@ test('an HTTP answer that is not one, too long, cut off or never whole is a fail
   })
   await assert.rejects(httpGet(target, '/', AbortSignal.timeout(LONG_MS)), /longer than 65536 bytes/)
 })
+
+/** Echoes one datagram, but not before it is told to. `steps` counts what has happened: asked, told, answered. */
+const LATE_ECHO = `
+  const { workerData: { steps } } = require('node:worker_threads')
+  const socket = require('node:dgram').createSocket('udp4')
+  const step = n => { Atomics.store(steps, 0, n); Atomics.notify(steps, 0) }
+  socket.on('message', (message, { port, address }) => {
+    step(1)
+    Atomics.wait(steps, 0, 1)
+    socket.send(message, port, address, () => { step(3); socket.close() })
+  })
+  socket.bind(0, '127.0.0.1', () => require('node:worker_threads').parentPort.postMessage(socket.address().port))
+`
+
+test(
+  'an answer that has arrived by the time-out counts, even if the process was held up',
+  options,
+  async t => {
+    const steps = new Int32Array(new SharedArrayBuffer(4))
+    const server = new Worker(LATE_ECHO, { eval: true, workerData: { steps } })
+    t.after(() => server.terminate())
+    const [port] = await once(server, 'message')
+    t.mock.timers.enable({ apis: ['setTimeout'] })
+    const result = probe({ kind: 'udp', address: '127.0.0.1', port }, 1000)
+    while (Atomics.load(steps, 0) === 0) await new Promise(resolve => setImmediate(resolve))
+    // This thread is blocked until the answer waits in its socket, and its timer is due before it can read it.
+    Atomics.store(steps, 0, 2)
+    Atomics.notify(steps, 0)
+    Atomics.wait(steps, 0, 2)
+    t.mock.timers.tick(1000)
+    assert.deepEqual(await result, { ok: true, detail: 'echoed 16 bytes' })
+  },
+)
