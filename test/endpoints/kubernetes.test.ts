@@ -11,37 +11,40 @@ import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseSource } from '../../src/commands/values.ts'
-import { endpointsOf, type KubernetesTimes, kubernetesSource } from '../../src/endpoints/kubernetes.ts'
+import { endpointsOf, kubernetesSource } from '../../src/endpoints/kubernetes.ts'
 import { commonPort } from '../common-port.ts'
 import { start } from '../process.ts'
-import { follow, refuse, slice, startApi, status } from './api-server.ts'
+import { VirtualClock } from '../support/virtual-clock.ts'
+import { follow, refuse, SourceClock, slice, startApi, status } from './api-server.ts'
 
 type Api = Awaited<ReturnType<typeof startApi>>
 
-const TIMES = { watchSeconds: 60, silentMs: 10_000, backoffMs: 10, maxBackoffMs: 40, shortWatchMs: 20 }
+/** What events wait for each other. */
+const GATHER_MS = 10
+/** The waits after failures where chance takes a quarter off each. */
+const BACKOFFS_MS = [375, 750, 1500, 3000, 6000, 12_000, 22_500, 22_500]
 const SELECTOR = '?labelSelector=kubernetes.io%2Fservice-name%3Decho'
 const PATH = `/apis/discovery.k8s.io/v1/namespaces/farm/endpointslices${SELECTOR}`
 
-const source = (api: Api, times: Partial<KubernetesTimes> = {}) =>
-  kubernetesSource(
-    undefined,
-    'echo',
-    async () => ({ server: new URL(api.url), tls: {}, token: async () => 'secret', namespace: 'farm' }),
-    { ...TIMES, ...times },
-  )
+const source = (api: Api) =>
+  kubernetesSource(undefined, 'echo', async () => ({
+    server: new URL(api.url),
+    tls: {},
+    token: async () => 'secret',
+    namespace: 'farm',
+  }))
 
-const followed = (t: TestContext, api: Api, times?: Partial<KubernetesTimes>) => follow(t, source(api, times))
+const followed = <C extends VirtualClock = SourceClock>(t: TestContext, api: Api, clock?: C) =>
+  follow(t, source(api), clock)
 
 const line = (type: string, object: object) => `${JSON.stringify({ type, object })}\n`
 const open = (response: ServerResponse) => {
   response.writeHead(200, { 'content-type': 'application/json' }).flushHeaders()
   return response
 }
-/** Until a watch that has just been seen is no short one. */
-const stood = () => sleep(TIMES.shortWatchMs + 10)
 /** For an `answer` that has answered, or never will. */
 const done = (_: unknown) => true
-const gaps = (list: readonly { readonly at: number }[]) => list.slice(1).map(({ at }, i) => at - list[i]!.at)
+const backoffs = (clock: SourceClock) => clock.waits.filter(ms => ms > GATHER_MS)
 
 function kubeconfig(t: TestContext, server: string): string {
   const folder = mkdtempSync(join(tmpdir(), 'roundelay-'))
@@ -169,7 +172,7 @@ test('of an address that stands in two slices the better entry counts, in either
 test('slices that come, change and go are followed, also when several events come in one piece', async t => {
   const api = await startApi(t)
   api.put(slice('a', ['10.0.0.1', '10.0.0.2']), slice('b', null, 'IPv6'))
-  const { has, failures, said } = followed(t, api)
+  const { has, failures, reported } = followed(t, api)
   await has('10.0.0.1 rs', '10.0.0.2 rs')
   await api.until(() => api.watches.size === 1)
   api.put(slice('b', ['fd00::1'], 'IPv6'))
@@ -186,9 +189,9 @@ test('slices that come, change and go are followed, also when several events com
   api.write(line('DELETED', three[0]!) + line('DELETED', three[1]!))
   await has()
   assert.deepEqual(failures(), [])
-  // Nothing was ever said that the cluster had not said.
+  // Nothing was ever reported that the cluster did not have.
   assert.equal(
-    said.some(what => what.length > 3),
+    reported.some(report => report.length > 3),
     false,
   )
   assert.deepEqual([api.lists().length, api.watched().length], [1, 1])
@@ -218,10 +221,10 @@ test('an event may be cut into pieces anywhere, also inside a character', async 
 
 test('a watch whose time is over goes on from the last version, that of a bookmark too, without a new list', async t => {
   const api = await startApi(t)
-  const { has, said, failures } = followed(t, api)
+  const { has, reported, failures, longWatch } = followed(t, api)
   const versions = () => api.watched().map(({ query }) => query.get('resourceVersion'))
   const endWatch = async (watches: number) => {
-    await stood()
+    await longWatch()
     api.endWatches()
     await api.until(() => api.watched().length === watches && api.watches.size === 1)
   }
@@ -240,13 +243,13 @@ test('a watch whose time is over goes on from the last version, that of a bookma
   assert.equal(versions()[3], '103')
   assert.equal(api.lists().length, 1)
   assert.deepEqual(failures(), [])
-  assert.deepEqual(said, [[], ['10.0.0.1 rs'], ['10.0.0.2 rs']])
+  assert.deepEqual(reported, [[], ['10.0.0.1 rs'], ['10.0.0.2 rs']])
 })
 
 test('a connection that is cut in the middle of an event loses nothing', async t => {
   const api = await startApi(t)
   api.put(slice('a', ['10.0.0.1']))
-  const { has, said, until } = followed(t, api)
+  const { has, reported, until, longWatch } = followed(t, api)
   await api.until(() => api.watches.size === 1)
   const [watch] = api.watches
   const text = line('MODIFIED', slice('a', ['10.0.0.2']))
@@ -254,10 +257,10 @@ test('a connection that is cut in the middle of an event loses nothing', async t
   api.watches.clear()
   api.put(slice('a', ['10.0.0.2']))
   api.cut()
-  await until(() => said.some(what => typeof what === 'string'))
+  await until(() => reported.some(report => typeof report === 'string'))
   await has('10.0.0.2 rs')
   const { host } = new URL(api.url)
-  assert.deepEqual(said, [
+  assert.deepEqual(reported, [
     ['10.0.0.1 rs'],
     `the Kubernetes API at ${host}: the connection was cut`,
     ['10.0.0.2 rs'],
@@ -266,7 +269,7 @@ test('a connection that is cut in the middle of an event loses nothing', async t
   await api.until(() => api.watches.size === 1)
   const [next] = api.watches
   api.watches.clear()
-  await stood()
+  await longWatch()
   api.put(slice('a', ['10.0.0.3']))
   next!.end(text.trimEnd())
   await has('10.0.0.3 rs')
@@ -276,7 +279,7 @@ test('a version that is too old, in each form that the API has for it, is cured 
   const api = await startApi(t)
   api.page = 1
   api.put(slice('a', ['10.0.0.1']), slice('b', ['10.0.0.2']))
-  const { has, failures, stop, running } = followed(t, api)
+  const { has, failures, stop, running, longWatch } = followed(t, api)
   await has('10.0.0.1 rs', '10.0.0.2 rs')
   await api.until(() => api.watches.size === 1)
   const listed = () => api.lists().filter(({ query }) => !query.has('continue')).length
@@ -284,9 +287,9 @@ test('a version that is too old, in each form that the API has for it, is cured 
     await has(`${address} rs`, '10.0.0.2 rs')
     await api.until(() => api.watches.size === 1)
     assert.equal(listed(), n, address)
-    await stood()
+    await longWatch()
   }
-  await stood()
+  await longWatch()
   // As an event of a watch that has just begun, and of one that stood for a while.
   api.endWatches()
   api.watches.clear()
@@ -320,7 +323,7 @@ test('a version that is too old, in each form that the API has for it, is cured 
   await api.until(() => api.watches.size === 1)
   assert.deepEqual([listed(), api.lists().length], [2, 4])
   assert.deepEqual([failures(), second.failures()], [[], []])
-  assert.deepEqual(second.said, [['10.0.0.0 rs', '10.0.0.2 rs']])
+  assert.deepEqual(second.reported, [['10.0.0.0 rs', '10.0.0.2 rs']])
 })
 
 test('a version that is always too old is told of', async t => {
@@ -328,12 +331,12 @@ test('a version that is always too old is told of', async t => {
   api.answer = (_asked, response) => refuse(response, 410, 'too old')
   const { until, failures } = followed(t, api)
   await until(() => failures().length > 0)
-  assert.equal(failures()[0], 'the Kubernetes API says 410: too old')
+  assert.equal(failures()[0], 'the Kubernetes API answered 410: too old')
 })
 
 test('missing rights are told of with what is missing, and heal by themselves', async t => {
   const api = await startApi(t)
-  const { said, until, has, failures } = followed(t, api)
+  const { reported, until, has, failures } = followed(t, api)
   const forbidden =
     'endpointslices.discovery.k8s.io is forbidden: User "system:serviceaccount:farm:dns" cannot'
   const hint = ' (the ServiceAccount needs the verbs list and watch for endpointslices in discovery.k8s.io)'
@@ -346,89 +349,116 @@ test('missing rights are told of with what is missing, and heal by themselves', 
   for (const [i, [code, message, added]] of cases.entries()) {
     await api.until(() => api.watches.size === 1)
     api.answer = (_asked, response) => refuse(response, code, message)
-    said.length = 0
+    reported.length = 0
     api.cut()
     await until(() => failures().length >= 3)
-    assert.equal(said[1], `the Kubernetes API says ${code}: ${message}${added}`)
-    // The last endpoints stay: nothing else is said.
-    assert.equal(said.length, failures().length)
+    assert.equal(reported[1], `the Kubernetes API answered ${code}: ${message}${added}`)
+    // The last endpoints stay: nothing else is reported.
+    assert.equal(reported.length, failures().length)
     api.put(slice('a', [`10.0.0.${i + 1}`]))
     api.answer = () => false
     await has(`10.0.0.${i + 1} rs`)
   }
 })
 
-test('a refused watch does not hide behind lists that succeed: waits grow all the same', async t => {
+test('a refused watch does not hide behind lists that succeed: waits grow nevertheless', async t => {
   const api = await startApi(t)
   api.put(slice('a', ['10.0.0.1']))
-  t.mock.method(Math, 'random', () => 0)
-  const endings: readonly (readonly [string, (response: ServerResponse) => unknown, number?])[] = [
-    ['refused', response => refuse(response, 403, 'cannot watch')],
-    ['ended at once', response => open(response).end()],
-    ['cut after a while, unanswered', response => setTimeout(() => response.destroy(), 20), 10],
-    ['cut at once', response => open(response).destroy()],
+  const endings: readonly (readonly [string, (response: ServerResponse, clock: VirtualClock) => unknown])[] =
     [
-      'ended after a bookmark',
-      response => open(response).end(line('BOOKMARK', { metadata: { resourceVersion: '1' } })),
-    ],
-    ['too old at once', response => open(response).end(line('ERROR', { code: 410, message: 'too old' }))],
-  ]
-  for (const [what, answer, shortWatchMs = 1000] of endings) {
+      ['refused', response => refuse(response, 403, 'cannot watch')],
+      ['ended at once', response => open(response).end()],
+      [
+        'cut after a while, unanswered',
+        (response, clock) => clock.advance(2000).then(() => response.destroy()),
+      ],
+      ['cut at once', response => open(response).destroy()],
+      [
+        'ended after a bookmark',
+        response => open(response).end(line('BOOKMARK', { metadata: { resourceVersion: '1' } })),
+      ],
+      ['too old at once', response => open(response).end(line('ERROR', { code: 410, message: 'too old' }))],
+    ]
+  for (const [what, answer] of endings) {
     api.asked.length = 0
-    api.answer = ({ kind }, response) => kind === 'watch' && done(answer(response))
-    const { said, stop, running, failures } = followed(t, api, { shortWatchMs, maxBackoffMs: 160 })
-    await api.until(() => api.lists().length === 7)
+    api.answer = ({ kind }, response) => kind === 'watch' && done(answer(response, clock))
+    const { clock, reported, stop, running, failures } = followed(t, api)
+    await api.until(() => api.lists().length === BACKOFFS_MS.length + 1)
     stop.abort()
     await running
-    const waits = [10, 20, 40, 80, 160, 160]
-    for (const [i, gap] of gaps(api.lists()).entries())
-      assert.ok(gap >= waits[i]! - 2, `${what}, gap ${i}: ${gap}`)
-    assert.deepEqual(said[0], ['10.0.0.1 rs'], what)
+    assert.deepEqual(backoffs(clock).slice(0, BACKOFFS_MS.length), BACKOFFS_MS, what)
+    assert.deepEqual(reported[0], ['10.0.0.1 rs'], what)
     assert.ok(failures().length >= 5, what)
   }
 })
 
-test('waits are shortened at random and are short again after a watch that stood', async t => {
+test('waits are shortened at random, and are short again after a long watch', async t => {
   const api = await startApi(t)
-  const times = { backoffMs: 100, maxBackoffMs: 800 }
-  const { stop, running } = followed(t, api, { ...times, maxBackoffMs: 100 })
-  api.answer = (_asked, response) => refuse(response, 500, 'ill')
-  await api.until(() => api.lists().length === 9)
+  api.answer = (_asked, response) => refuse(response, 500, 'failed')
+  const given = [0, 0.5, 1 - Number.EPSILON, 0.2]
+  const clock = new SourceClock()
+  const { stop, running } = follow(t, source(api), clock, () => given.shift() ?? 0.5)
+  await api.until(() => api.lists().length === 5)
   stop.abort()
   await running
-  const random = gaps(api.lists())
-  assert.ok(Math.min(...random) < 95 && Math.min(...random) >= 48, `${random}`)
+  assert.deepEqual(
+    backoffs(clock)
+      .slice(0, 4)
+      .map(ms => Math.round(ms)),
+    [500, 750, 1000, 3600],
+  )
 
   api.asked.length = 0
-  t.mock.method(Math, 'random', () => 0)
-  followed(t, api, times)
+  const second = followed(t, api)
   await api.until(() => api.lists().length === 4)
   api.answer = () => false
   await api.until(() => api.watches.size === 1)
-  await stood()
-  const cut = performance.now()
+  await second.longWatch()
   api.cut()
   await api.until(() => api.lists().length === 6)
-  // The next wait would be 800 ms.
-  assert.ok(api.lists()[5]!.at - cut < 600)
+  assert.deepEqual(backoffs(second.clock), [375, 750, 1500, 3000, 375])
 })
 
-test('an API that is away, at first or later, is told of; what it said last stays, and it heals', async t => {
+test('events that come within 10 ms are computed together, and those of a watch that ends are not lost', async t => {
+  const api = await startApi(t)
+  const { clock, reported, until } = followed(t, api, new VirtualClock())
+  await api.until(() => api.watches.size === 1)
+  const addresses = Array.from({ length: 50 }, (_, i) => `10.0.0.${i}`)
+  /** The limit of the watch always waits; a second task means that an event has arrived. */
+  const arrived = async () => {
+    while (clock.waiting < 2) await new Promise(resolve => setImmediate(resolve))
+  }
+  api.write(addresses.map(address => line('ADDED', slice(address, [address]))).join(''))
+  await arrived()
+  await clock.advance(GATHER_MS - 1)
+  assert.deepEqual(reported, [[]])
+  await clock.advance(1)
+  assert.deepEqual(reported, [[], addresses.map(address => `${address} rs`)])
+
+  await clock.advance(1000)
+  api.write(addresses.map(address => line('DELETED', slice(address, [address]))).join(''))
+  await arrived()
+  api.endWatches()
+  await until(() => reported.length === 3)
+  assert.deepEqual(reported[2], [])
+})
+
+test('an API that is away, at first or later, is told of; what it reported last stays, and it heals', async t => {
   const api = await startApi(t)
   await api.down()
-  const { said, until, has, failures } = followed(t, api)
+  const { reported, until, has, failures } = followed(t, api)
   await until(() => failures().length >= 3)
   const { host } = new URL(api.url)
   const away = `the Kubernetes API at ${host}: connect ECONNREFUSED ${host}`
-  assert.deepEqual([...new Set(said)], [away])
+  assert.deepEqual([...new Set(reported)], [away])
   api.put(slice('a', ['10.0.0.1']))
   await api.up()
   await has('10.0.0.1 rs')
   await api.until(() => api.watches.size === 1)
-  said.length = 0
+  reported.length = 0
   await api.down()
   await until(() => failures().length >= 3)
-  assert.deepEqual([...new Set(said)], [`the Kubernetes API at ${host}: the connection was cut`, away])
+  assert.deepEqual([...new Set(reported)], [`the Kubernetes API at ${host}: the connection was cut`, away])
   api.put(slice('a', ['10.0.0.2']))
   await api.up()
   await has('10.0.0.2 rs')
@@ -462,11 +492,16 @@ test('an API that falls silent is noticed: in the list, before the watch and in 
   ]
   const { host } = new URL(api.url)
   for (const [kind, answer] of silent) {
+    api.asked.length = 0
     api.answer = (asked, response) => asked.kind === kind && done(answer(response))
-    const { until, has, failures, stop, running } = followed(t, api, { watchSeconds: 0.1, silentMs: 300 })
+    const { clock, until, has, failures, stop, running } = followed(t, api)
+    await api.until(() => api.asked.some(asked => asked.kind === kind))
+    const limitMs = kind === 'list' ? 10_000 : 40_000
+    await clock.advance(limitMs - 1)
+    assert.deepEqual(failures(), [])
+    await clock.advance(1)
     await until(() => failures().length === 1)
-    const ms = kind === 'list' ? 300 : 400
-    assert.equal(failures()[0], `the Kubernetes API at ${host}: no end of the answer within ${ms} ms`)
+    assert.equal(failures()[0], `the Kubernetes API at ${host}: the answer did not end within ${limitMs} ms`)
     api.answer = () => false
     await has('10.0.0.1 rs')
     await api.until(() => api.watches.size === 1)
@@ -478,7 +513,7 @@ test('an API that falls silent is noticed: in the list, before the watch and in 
 
 test('what is no event and no list is told of, and does not end the source', async t => {
   const api = await startApi(t)
-  const { has, failures, until, said } = followed(t, api)
+  const { has, failures, until, reported, longWatch } = followed(t, api)
   const answers: readonly (readonly ['list' | 'watch', string, RegExp])[] = [
     ['watch', '{"type":"ADDED","obj\n', /: .*JSON/],
     ['watch', 'null\n', /: /],
@@ -486,7 +521,7 @@ test('what is no event and no list is told of, and does not end the source', asy
     [
       'watch',
       line('ERROR', { code: 500, message: 'etcdserver: request timed out' }),
-      /says 500: etcdserver: request timed out$/,
+      /answered 500: etcdserver: request timed out$/,
     ],
     ['watch', `"${'x'.repeat(9 * 2 ** 20)}`, /: a watch event is longer than 8388608 characters$/],
     ['list', '<html>', /: .*JSON/],
@@ -496,7 +531,7 @@ test('what is no event and no list is told of, and does not end the source', asy
   const { host } = new URL(api.url)
   for (const [i, [kind, body, message]] of answers.entries()) {
     await api.until(() => api.watches.size === 1)
-    said.length = 0
+    reported.length = 0
     api.answer = (asked, response) => {
       if (asked.kind !== kind) return false
       api.answer = () => false
@@ -506,13 +541,16 @@ test('what is no event and no list is told of, and does not end the source', asy
     }
     if (kind === 'list') api.cut()
     else {
-      await stood()
+      await longWatch()
       api.endWatches()
     }
     await until(() => failures().length === (kind === 'list' ? 2 : 1))
     const told = failures().at(-1) ?? ''
     assert.match(told, message, body.slice(0, 40))
-    assert.ok(told.startsWith(`the Kubernetes API ${told.includes('says') ? 'says' : `at ${host}: `}`), told)
+    assert.ok(
+      told.startsWith(`the Kubernetes API ${told.includes('answered') ? 'answered' : `at ${host}: `}`),
+      told,
+    )
     api.put(slice('a', [`10.0.0.${i + 1}`]))
     await has(`10.0.0.${i + 1} rs`)
   }
@@ -525,14 +563,14 @@ test('a list whose items are null is empty, and an unknown kind of event is pass
     response.end(JSON.stringify({ metadata: { resourceVersion: '100' }, items: null }))
     return true
   }
-  const { until, said, has } = followed(t, api)
-  await until(() => said.length > 0)
-  assert.deepEqual(said, [[]])
+  const { until, reported, has } = followed(t, api)
+  await until(() => reported.length > 0)
+  assert.deepEqual(reported, [[]])
   await api.until(() => api.watches.size === 1)
   api.write(line('LATER', slice('b', ['10.0.0.9'])))
   api.put(slice('a', ['10.0.0.1']))
   await has('10.0.0.1 rs')
-  assert.deepEqual(said, [[], ['10.0.0.1 rs']])
+  assert.deepEqual(reported, [[], ['10.0.0.1 rs']])
 })
 
 test('5,000 endpoints in 50 slices are listed in pages', async t => {
@@ -540,10 +578,10 @@ test('5,000 endpoints in 50 slices are listed in pages', async t => {
   api.page = 7
   const addresses = Array.from({ length: 5000 }, (_, i) => `10.1.${Math.floor(i / 100)}.${i % 100}`)
   for (let i = 0; i < 50; i++) api.put(slice(`echo-${i}`, addresses.slice(i * 100, i * 100 + 100)))
-  const { said, until, failures } = followed(t, api)
-  await until(() => said.length > 0)
+  const { reported, until, failures } = followed(t, api)
+  await until(() => reported.length > 0)
   assert.deepEqual(
-    said[0],
+    reported[0],
     addresses.map(address => `${address} rs`),
   )
   assert.equal(api.lists().length, 8)
@@ -552,7 +590,7 @@ test('5,000 endpoints in 50 slices are listed in pages', async t => {
   assert.equal(api.watched()[0]!.query.get('resourceVersion'), '150')
   const begun = performance.now()
   for (let i = 0; i < 50; i++) api.put(slice(`echo-${i}`, addresses.slice(i * 100 + 1, i * 100 + 100)))
-  await until(() => (said.at(-1)?.length ?? 0) === 4950)
+  await until(() => (reported.at(-1)?.length ?? 0) === 4950)
   t.diagnostic(`50 events with 100 endpoints each were taken in ${Math.round(performance.now() - begun)} ms`)
   assert.deepEqual(failures(), [])
 })
@@ -572,25 +610,27 @@ test('abort ends a source at once, whatever it waits for, and leaves no connecti
   for (const [what, answer] of quiet) {
     api.asked.length = 0
     api.answer = answer
-    const { stop, running, said, until } = followed(t, api, { backoffMs: 60_000, maxBackoffMs: 60_000 })
-    if (what === 'the next attempt') await until(() => said.length > 0)
+    const { clock, stop, running, reported, until } = followed(t, api, new VirtualClock())
+    if (what === 'the next attempt') await until(() => reported.length > 0)
     else
       await api.until(() => api.asked.some(({ kind }) => kind === (what.endsWith('list') ? 'list' : 'watch')))
-    const count = said.length
+    const count = reported.length
     stop.abort()
     await running
     await api.until(() => api.connections() === 0)
-    assert.equal(said.length, count, what)
+    assert.deepEqual([reported.length, clock.waiting], [count, 0], what)
   }
 })
 
 test('a process whose source was aborted ends by itself', async t => {
   const api = await startApi(t)
   const script = `
+    import { systemClock } from '${new URL('../../src/clock.ts', import.meta.url)}'
     import { parseSource } from '${new URL('../../src/commands/values.ts', import.meta.url)}'
     const stop = new AbortController()
     const source = parseSource('kubernetes:echo')
-    await source({ publish: () => setTimeout(() => stop.abort(), 50), fail: console.error }, stop.signal)
+    const sink = { publish: () => setImmediate(() => stop.abort()), fail: console.error }
+    await source(sink, stop.signal, systemClock, Math.random)
   `
   const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
     env: { ...process.env, KUBECONFIG: kubeconfig(t, api.url) },
@@ -678,11 +718,15 @@ test('the whole program answers with what a Service has, and a pod that goes lea
   await api.down()
   const { reason } = await process.line('source fails: the last good answer stays in use')
   assert.match(String(reason), /^the Kubernetes API at /)
-  await sleep(1500)
+  // Further failures change nothing, and are not reported again.
+  api.answer = (_asked, response) => refuse(response, 500, 'failed')
+  const lists = api.lists().length
+  await api.up()
+  await api.until(() => api.lists().length === lists + 2)
   assert.deepEqual([await answer(), await ready()], [pods.join(' '), 200])
   assert.equal(process.lines.filter(({ msg }) => msg.startsWith('source fails')).length, 1)
   api.put(slice('a', ['127.0.4.9']))
-  await api.up()
+  api.answer = () => false
   await until('127.0.4.9')
   await process.line('source is well again')
   process.process.kill('SIGTERM')
@@ -694,7 +738,7 @@ test('the whole program is ready only when a round of checks has followed the fi
   const api = await startApi(t)
   const port = await commonPort('127.0.4.1', '127.0.4.2')
   api.put(slice('a', ['127.0.4.1', '127.0.4.2']))
-  const check = ['--check', `udp:${port}`, '--check-interval', '2s', '--check-timeout', '1s']
+  const check = ['--check', `udp:${port}`, '--check-interval', '2s', '--check-timeout', '2s']
   const echo = start(t, ['echo', '--listen', `127.0.4.1:${port}`, '--admin', '127.0.4.1:0'])
   await echo.line('echo replica ready')
   const mute = createSocket('udp4').bind(port, '127.0.4.2')
