@@ -52,7 +52,10 @@ export async function run(): Promise<void> {
   for (const { close } of results) await close()
 }
 
-/** A pool that feeds an Authority, in virtual time. After a first pass, an endpoint's check is answered by `change`. */
+/**
+ * A pool that feeds an Authority, in virtual time. After a first pass, an endpoint's check is answered by
+ * `change`.
+ */
 async function startFarm(size: number) {
   const clock = new VirtualClock()
   const endpoints = Array.from({ length: size }, (_, i) => endpoint(`10.0.${i >> 8}.${i & 255}`))

@@ -22,7 +22,10 @@ export const systemClock: Clock = {
   },
 }
 
-/** Resolves after `ms` milliseconds of `clock`, or at once when `signal` aborts: the caller looks at the signal. */
+/**
+ * Resolves after `ms` milliseconds of `clock`, or at once when `signal` aborts: the caller looks at the
+ * signal.
+ */
 export function pause(clock: Clock, ms: number, signal?: AbortSignal): Promise<void> {
   return new Promise(resolve => {
     if (signal?.aborted) return resolve()

@@ -81,7 +81,7 @@ test('a replica that is killed, and one that is stopped, leave the answer and co
   const restartedMs = await dns.until(answer => answer.includes(killed))
   assert.deepEqual((await dns.answer()).sort(), [...addresses])
   t.diagnostic(
-    `interval 400 ms, time-out 2 s, fall 2: out of the answer ${killedMs} ms after SIGKILL and after SIGSTOP in ` +
+    `time-out 2 s, fall 2: out of the answer ${killedMs} ms after SIGKILL, and after SIGSTOP in ` +
       `${stoppedMs} ms; back after SIGCONT in ${continuedMs} ms, after a restart in ${restartedMs} ms`,
   )
 

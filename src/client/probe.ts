@@ -1,4 +1,4 @@
-/** One look at a server, for health checks: does it answer as it should, and does it say that it drains? */
+/** One probe of a server, for health checks: does it answer correctly, and does it report that it drains? */
 import { randomBytes } from 'node:crypto'
 import { openEcho } from './echo.ts'
 import { httpGet } from './http.ts'
@@ -13,11 +13,11 @@ export type ProbeResult =
 
 const NONCE_OCTETS = 16
 
-/** Never rejects: everything that can go wrong with a server is a result. Ends within `timeoutMs`. */
+/** Never rejects: whatever goes wrong with a server is a result. Ends within `timeoutMs`. */
 export async function probe(target: ProbeTarget, timeoutMs: number): Promise<ProbeResult> {
   const limit = new AbortController()
-  // A process that was held up (a busy machine, SIGSTOP) finds its timers due before it has read what came
-  // meanwhile: the answer gets one turn of the event loop before the server is blamed.
+  // After a process was held up (a busy machine, SIGSTOP), its timers are due before it has read what arrived
+  // meanwhile. One more turn of the event loop lets an answer that has arrived count.
   const timer = setTimeout(() => setImmediate(() => limit.abort()), timeoutMs)
   try {
     return target.kind === 'http'
@@ -52,7 +52,9 @@ async function probeHttp(target: ProbeTarget & { kind: 'http' }, limit: AbortSig
   return judge(statusCode, body)
 }
 
-/** 2xx is well. Our own `/readyz` also says why not, and how many connections are open. */
+/**
+ * 2xx is healthy. Our own `/readyz` also gives the reason why it is not, and how many connections are open.
+ */
 function judge(statusCode: number, body: string): ProbeResult {
   const { status, connections } = readStatus(body)
   const detail = `HTTP ${statusCode}`
@@ -67,7 +69,7 @@ function readStatus(body: string): { status?: string; connections?: number } {
   try {
     const { status, connections } = JSON.parse(body)
     return {
-      // It stands in logs and on terminals: nothing but a short line.
+      // It is shown in logs and on terminals: only a short line is safe.
       ...(typeof status === 'string' && /^[\x20-\x7e]{1,40}$/.test(status) && { status }),
       ...(Number.isSafeInteger(connections) && connections >= 0 && { connections }),
     }

@@ -1,4 +1,4 @@
-/** What an endpoint is asked to know its health, and when. */
+/** Checks an endpoint again and again, to know its health. */
 import type { ProbeResult, ProbeTarget } from '../client/probe.ts'
 import { type Clock, pause, type Random } from '../clock.ts'
 
@@ -26,8 +26,9 @@ export interface CheckOptions {
 }
 
 /**
- * Checks one endpoint until `signal` aborts. The first check starts after a random part of the interval (of its first
- * seconds, if it is long), so that a thousand endpoints that were added together are not checked together.
+ * Checks one endpoint until `signal` aborts. The first check starts after a random part of the interval (of
+ * its first seconds, if it is long), so that a thousand endpoints that were added together are not checked
+ * together.
  */
 export async function checkForever(
   address: string,

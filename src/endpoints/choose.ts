@@ -16,7 +16,10 @@ export interface Choice {
 
 /** The first tier that is answered only by a service that fails open. */
 const FAIL_OPEN = 2
-/** No tier: an endpoint is not answered before its first result, so that a new replica serves after its first pass. */
+/**
+ * No tier: an endpoint is not answered before its first result, so that a new replica serves after its first
+ * pass.
+ */
 const NEVER = 5
 
 /** The members of the first tier that is not empty are answered. */
@@ -32,10 +35,11 @@ export function choose(members: readonly Member[], fail: 'open' | 'closed'): Cho
 function tier({ endpoint: { ready, serving, terminating }, health: { state } }: Member): number {
   if (state === 'checking') return NEVER
   if (state === 'up' && ready && !terminating) return 0
-  // As kube-proxy does. A draining replica says itself that it still serves; the platform's `serving` follows
-  // `/readyz`, and is false by then.
+  // As kube-proxy does. A draining replica reports itself that it still serves; the platform's `serving`
+  // follows `/readyz`, and is false by then.
   if (terminating && (state === 'draining' || (state === 'up' && serving))) return 1
-  // All that have been checked, the draining ones last: a flaky check must not become an outage (gdnsd, Route 53).
+  // All that have been checked, the draining ones last: a flaky check must not become an outage (gdnsd, Route
+  // 53).
   if (state === 'draining') return 4
   return terminating ? 3 : FAIL_OPEN
 }

@@ -24,7 +24,8 @@ export function dnsSource(name: string, server: SocketAddress | undefined, inter
           resolver.resolve4(name).catch(noAddresses),
           resolver.resolve6(name).catch(noAddresses),
         ])
-        // Sorted, since each answer of a resolver that rotates or shuffles would otherwise look like a change.
+        // Sorted, since each answer of a resolver that rotates or shuffles would otherwise look like a
+        // change.
         const found = families.flat().map(address => endpoint(address))
         if (!signal.aborted) publish(found.sort(byAddress))
       } catch (error) {

@@ -22,8 +22,8 @@ export interface Sink {
 }
 
 /**
- * Follows the endpoints of a service. Resolves when it has nothing more to publish, at the latest when `signal` aborts.
- * A source that rejected may be started again.
+ * Follows the endpoints of a service. Resolves when it has nothing more to publish, at the latest when
+ * `signal` aborts. A source that rejected may be started again.
  */
 export type Source = (sink: Sink, signal: AbortSignal, clock: Clock, random: Random) => Promise<void>
 

@@ -29,8 +29,9 @@ export const UNCHECKED: Health = {
 export const ALWAYS_UP: Health = { ...UNCHECKED, state: 'up', fresh: false, detail: 'no check' }
 
 /**
- * The health after one more result. The first result of an endpoint decides at once, and so does its first pass: a
- * source may list a replica before it listens. "Draining" needs no second result, since it is the replica's own word.
+ * The health after one more result. The first result of an endpoint decides at once, and so does its first
+ * pass: a source may list a replica before it listens. "Draining" needs no second result, since it is the
+ * replica's own word.
  */
 export function nextHealth(health: Health, result: ProbeResult, rise: number, fall: number): Health {
   const { detail } = result

@@ -26,8 +26,9 @@ const EXEC_TIMEOUT_MS = 30_000
 const SERVICE_ACCOUNT = '/var/run/secrets/kubernetes.io/serviceaccount'
 
 /**
- * The kubeconfig that KUBECONFIG names; else, in a pod, its ServiceAccount; else ~/.kube/config (client-go's order).
- * Of several files in KUBECONFIG the first that exists is used: they are not merged, unlike in kubectl.
+ * The kubeconfig that KUBECONFIG names; else, in a pod, its ServiceAccount; else ~/.kube/config (client-go's
+ * order). Of several files in KUBECONFIG the first that exists is used: they are not merged, unlike in
+ * kubectl.
  */
 export async function loadCluster(signal: AbortSignal, clock: Clock): Promise<Cluster> {
   const { KUBECONFIG, KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = process.env

@@ -1,6 +1,7 @@
 /**
- * Endpoints from the EndpointSlices of a Kubernetes Service: list, then watch (Kubernetes API concepts, "Efficient
- * detection of changes"; EndpointSlice v1 of discovery.k8s.io). Why not @kubernetes/client-node: see ARCHITECTURE.
+ * Endpoints from the EndpointSlices of a Kubernetes Service: list, then watch (Kubernetes API concepts,
+ * "Efficient detection of changes"; EndpointSlice v1 of discovery.k8s.io). Why not @kubernetes/client-node:
+ * see ARCHITECTURE.
  */
 import { type ClientRequest, type IncomingMessage, request as requestHttp } from 'node:http'
 import { request as requestHttps } from 'node:https'
@@ -43,14 +44,24 @@ interface Status {
 
 /** For how long the server is asked to keep a watch open. */
 const WATCH_SECONDS = 30
-/** A list that has no answer after this time has failed, and so has a watch that goes on for so long after its time. */
+/**
+ * A list that has no answer after this time has failed, and so has a watch that goes on for so long after its
+ * time.
+ */
 const SILENT_MS = 10_000
-/** The wait after a failure, doubled with each further one up to the maximum. Each is shortened by up to half. */
+/**
+ * The wait after a failure, doubled with each further one up to the maximum. Each is shortened by up to half.
+ */
 const BACKOFF_MS = 500
 const MAX_BACKOFF_MS = 30_000
-/** A watch that ends sooner than this was not ended by its time, and does not show that the API has recovered. */
+/**
+ * A watch that ends sooner than this was not ended by its time, and does not show that the API has recovered.
+ */
 const SHORT_WATCH_MS = 1000
-/** The events within this time are applied together: each time, all endpoints of the Service are computed anew. */
+/**
+ * The events within this time are applied together, since all endpoints of the Service are computed each
+ * time.
+ */
 const GATHER_MS = 10
 const API = 'the Kubernetes API'
 const PAGE = 500
@@ -61,8 +72,8 @@ const MAX_LINE_CHARACTERS = 8 * 1024 * 1024
 const MAX_LIST_CHARACTERS = 256 * 1024 * 1024
 
 /**
- * Without `namespace`, the one that the process runs in, or the kubeconfig's. Nothing is read before the source is
- * started.
+ * Without `namespace`, the one that the process runs in, or the kubeconfig's. Nothing is read before the
+ * source is started.
  */
 export function kubernetesSource(
   namespace: string | undefined,
@@ -87,8 +98,8 @@ export function kubernetesSource(
       } catch (error) {
         if (signal.aborted) return
         // A version that is too old is not a failure unless the new list does not help.
-        const gone = error instanceof ApiError && error.code === 410
-        if (!gone || failures > 0) fail(error as Error)
+        const isTooOld = error instanceof ApiError && error.code === 410
+        if (!isTooOld || failures > 0) fail(error as Error)
         const waitMs = Math.min(MAX_BACKOFF_MS, BACKOFF_MS * 2 ** failures++)
         await pause(clock, waitMs * (1 - random() / 2), signal)
       }
@@ -272,16 +283,17 @@ async function* lines(response: IncomingMessage): AsyncGenerator<string> {
 }
 
 /**
- * The endpoints of all slices of a Service. Conditions that are nil mean what the API defines: `ready` true, `serving`
- * the same as `ready`, `terminating` false. Of an endpoint's addresses the first is used, as the API asks of
- * consumers. While an endpoint moves between slices it is in both, and the better entry counts.
+ * The endpoints of all slices of a Service. Conditions that are nil mean what the API defines: `ready` true,
+ * `serving` the same as `ready`, `terminating` false. Of an endpoint's addresses the first is used, as the
+ * API asks of consumers. While an endpoint moves between slices it is in both, and the better entry counts.
  */
 export function endpointsOf(slices: Iterable<EndpointSlice>): Endpoint[] {
   const found = new Map<string, Endpoint>()
   for (const { addressType, endpoints } of slices) {
     if (addressType === 'FQDN') continue
     for (const { addresses, conditions } of endpoints ?? []) {
-      // The API accepts texts that are not addresses, such as 010.0.0.1. One bad entry must not hide the others.
+      // The API accepts texts that are not addresses, such as 010.0.0.1. One bad entry must not hide the
+      // others.
       if (!isIP(addresses[0] ?? '')) continue
       const ready = conditions?.ready ?? true
       const serving = conditions?.serving ?? ready

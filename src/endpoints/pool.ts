@@ -21,8 +21,8 @@ export interface EndpointStatus {
 }
 
 /**
- * All that DNS needs to know about a service. It is replaced, never edited; an endpoint that has not changed is the
- * same object in the next Snapshot.
+ * All that DNS needs to know about a service. It is replaced, never edited; an endpoint that has not changed
+ * is the same object in the next Snapshot.
  */
 export interface Snapshot {
   readonly service: string
@@ -47,7 +47,10 @@ interface PoolOptions extends CheckOptions {
   readonly source: Source
   /** What to answer when no endpoint is healthy: all of them, or none. */
   readonly fail: 'open' | 'closed'
-  /** A change of `activeConnections` alone makes a new Snapshot. Needed only under a policy that reads the load. */
+  /**
+   * A change of `activeConnections` alone makes a new Snapshot. Needed only under a policy that reads the
+   * load.
+   */
   readonly watchLoad: boolean
 }
 

@@ -39,7 +39,7 @@ function assertResult(result: ProbeResult, expected: { ok: boolean; detail: stri
   }
 }
 
-test('an echo server is well over UDP and TCP, IPv4 and IPv6', options, async t => {
+test('an echo server is healthy over UDP and TCP, IPv4 and IPv6', options, async t => {
   const listen = ['127.0.0.1', '::1'].map(address => ({ address, port: 0 }))
   const server = await eventLoop(echo, { listen, maxConnections: 9, idleMs: 9e4, say: () => {} })
   t.after(() => server.close(AbortSignal.abort()))
@@ -49,51 +49,55 @@ test('an echo server is well over UDP and TCP, IPv4 and IPv6', options, async t 
   assert.deepEqual([server.counters.datagrams, server.counters.connections], [2, 2])
 })
 
-test('servers that are silent, gone, wrong or brief are not well, and it says why', options, async t => {
-  const udp = createSocket('udp4').bind(0, '127.0.0.1')
-  await once(udp, 'listening')
-  let answer = (message: Buffer): Buffer | undefined => message
-  udp.on('message', (message, peer) => {
-    const reply = answer(message)
-    if (reply) udp.send(reply, peer.port, peer.address)
-  })
-  let serve = (socket: Socket): void => void socket.pipe(socket)
-  const tcpPort = await listening(
-    t,
-    createServer(socket => serve(socket)),
-  )
-  const at = { address: '127.0.0.1' }
-  const overUdp = (timeoutMs: number) => probe({ kind: 'udp', ...at, port: udp.address().port }, timeoutMs)
-  const overTcp = (timeoutMs: number) => probe({ kind: 'tcp', ...at, port: tcpPort }, timeoutMs)
-  assert.equal((await overUdp(LONG_MS)).ok, true)
-  assert.equal((await overTcp(LONG_MS)).ok, true)
+test(
+  'servers that are silent, absent, wrong or brief are unhealthy, and the result has the reason',
+  options,
+  async t => {
+    const udp = createSocket('udp4').bind(0, '127.0.0.1')
+    await once(udp, 'listening')
+    let answer = (message: Buffer): Buffer | undefined => message
+    udp.on('message', (message, peer) => {
+      const reply = answer(message)
+      if (reply) udp.send(reply, peer.port, peer.address)
+    })
+    let serve = (socket: Socket): void => void socket.pipe(socket)
+    const tcpPort = await listening(
+      t,
+      createServer(socket => serve(socket)),
+    )
+    const at = { address: '127.0.0.1' }
+    const overUdp = (timeoutMs: number) => probe({ kind: 'udp', ...at, port: udp.address().port }, timeoutMs)
+    const overTcp = (timeoutMs: number) => probe({ kind: 'tcp', ...at, port: tcpPort }, timeoutMs)
+    assert.equal((await overUdp(LONG_MS)).ok, true)
+    assert.equal((await overTcp(LONG_MS)).ok, true)
 
-  answer = () => undefined
-  assertResult(await overUdp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
-  for (const wrong of [Buffer.alloc(16), Buffer.alloc(0), Buffer.alloc(17)]) {
-    answer = () => wrong
+    answer = () => undefined
+    assertResult(await overUdp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
+    for (const wrong of [Buffer.alloc(16), Buffer.alloc(0), Buffer.alloc(17)]) {
+      answer = () => wrong
+      assertResult(await overUdp(LONG_MS), failed('the echo differs from what was sent'))
+    }
+    answer = message => message.subarray(0, 15)
     assertResult(await overUdp(LONG_MS), failed('the echo differs from what was sent'))
-  }
-  answer = message => message.subarray(0, 15)
-  assertResult(await overUdp(LONG_MS), failed('the echo differs from what was sent'))
 
-  serve = () => {}
-  assertResult(await overTcp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
-  serve = socket => void socket.once('data', (data: Buffer) => socket.write(data.subarray(0, 15)))
-  assertResult(await overTcp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
-  serve = socket => void socket.once('data', (data: Buffer) => socket.end(data.subarray(0, 15)))
-  assertResult(await overTcp(LONG_MS), failed('connection closed after 15 of 16 bytes'))
-  serve = socket => void socket.once('data', () => socket.write(Buffer.alloc(16)))
-  assertResult(await overTcp(LONG_MS), failed('the echo differs from what was sent'))
-  serve = socket => void socket.once('data', () => socket.resetAndDestroy())
-  assertResult(await overTcp(LONG_MS), failed(/ECONNRESET/))
+    serve = () => {}
+    assertResult(await overTcp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
+    serve = socket => void socket.once('data', (data: Buffer) => socket.write(data.subarray(0, 15)))
+    assertResult(await overTcp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
+    serve = socket => void socket.once('data', (data: Buffer) => socket.end(data.subarray(0, 15)))
+    assertResult(await overTcp(LONG_MS), failed('connection closed after 15 of 16 bytes'))
+    serve = socket => void socket.once('data', () => socket.write(Buffer.alloc(16)))
+    assertResult(await overTcp(LONG_MS), failed('the echo differs from what was sent'))
+    serve = socket => void socket.once('data', () => socket.resetAndDestroy())
+    assertResult(await overTcp(LONG_MS), failed(/ECONNRESET/))
 
-  const { port } = udp.address()
-  await new Promise<void>(resolve => void udp.close(resolve))
-  for (const kind of ['udp', 'tcp'] as const)
-    assertResult(await probe({ kind, ...at, port }, LONG_MS), failed(/ECONNREFUSED/))
-  assertResult(await probe({ kind: 'http', ...at, port, path: '/' }, LONG_MS), failed(/ECONNREFUSED/))
-})
+    const { port } = udp.address()
+    await new Promise<void>(resolve => void udp.close(resolve))
+    for (const kind of ['udp', 'tcp'] as const)
+      assertResult(await probe({ kind, ...at, port }, LONG_MS), failed(/ECONNREFUSED/))
+    assertResult(await probe({ kind: 'http', ...at, port, path: '/' }, LONG_MS), failed(/ECONNREFUSED/))
+  },
+)
 
 test(
   'an HTTP server is judged by its status, and asked for its load and whether it drains',
@@ -180,7 +184,9 @@ test('an HTTP answer that is not one, too long, cut off or never whole is a fail
   await assert.rejects(httpGet(target, '/', AbortSignal.timeout(LONG_MS)), /longer than 65536 bytes/)
 })
 
-/** Echoes one datagram, but not before it is told to. `steps` counts what has happened: asked, told, answered. */
+/**
+ * Echoes one datagram, but not before it is told to. `steps` counts what has happened: asked, told, answered.
+ */
 const LATE_ECHO = `
   const { workerData: { steps } } = require('node:worker_threads')
   const socket = require('node:dgram').createSocket('udp4')
@@ -204,7 +210,8 @@ test(
     t.mock.timers.enable({ apis: ['setTimeout'] })
     const result = probe({ kind: 'udp', address: '127.0.0.1', port }, 1000)
     while (Atomics.load(steps, 0) === 0) await new Promise(resolve => setImmediate(resolve))
-    // This thread is blocked until the answer waits in its socket, and its timer is due before it can read it.
+    // This thread is blocked until the answer waits in its socket, and its timer is due before it can read
+    // it.
     Atomics.store(steps, 0, 2)
     Atomics.notify(steps, 0)
     Atomics.wait(steps, 0, 2)

@@ -1,6 +1,6 @@
 /**
- * The little of a Kubernetes API server that concerns EndpointSlices: list in pages and watch, as "Kubernetes API
- * concepts" describes them. `answer` takes over where a test wants it to misbehave.
+ * The part of a Kubernetes API server that serves EndpointSlices: list in pages and watch, as "Kubernetes API
+ * concepts" describes them. `answer` replaces its answers where a test needs a fault.
  */
 import { EventEmitter, once } from 'node:events'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
@@ -22,7 +22,7 @@ export interface Asked {
   readonly client: string | undefined
 }
 
-/** True when it has answered. */
+/** True when the request has been answered here. */
 type Answer = (asked: Asked, response: ServerResponse) => boolean
 
 const PATH = /^\/apis\/discovery\.k8s\.io\/v1\/namespaces\/[a-z0-9-]+\/endpointslices$/
@@ -35,7 +35,9 @@ export const refuse = (response: ServerResponse, code: number, message: string):
   return true
 }
 
-/** A slice as the controller writes it: each endpoint is an address and its conditions, or just an address. */
+/**
+ * A slice as the controller writes it: each endpoint is an address and its conditions, or just an address.
+ */
 export function slice(
   name: string,
   endpoints: readonly (string | readonly [string, object])[] | null,
@@ -74,8 +76,8 @@ export async function startApi(
       for (const each of given) change(slices.has(each.metadata.name) ? 'MODIFIED' : 'ADDED', each)
     },
     remove(name: string) {
-      const gone = slices.get(name)
-      if (gone) change('DELETED', gone)
+      const slice = slices.get(name)
+      if (slice) change('DELETED', slice)
     },
     /** A change in the rest of the cluster. */
     elsewhere: () => String(++version),
@@ -201,8 +203,8 @@ export async function startApi(
 const LIMITS_MS = [10_000, 30_000, 40_000]
 
 /**
- * Virtual time in which the source's own waits pass at once: those after a failure, and those in which events are
- * gathered. Limits are reached only when a test moves the time.
+ * Virtual time in which the source's own waits pass at once: those after a failure, and those in which events
+ * are gathered. Limits are reached only when a test moves the time.
  */
 export class SourceClock extends VirtualClock {
   /** The waits so far, in milliseconds. */
@@ -219,8 +221,8 @@ export class SourceClock extends VirtualClock {
 }
 
 /**
- * Starts a source and keeps what it reports, in order: its endpoints as `10.0.0.1 rst` for those conditions, or its
- * error.
+ * Starts a source and keeps what it reports, in order: its endpoints as `10.0.0.1 rst` for those conditions,
+ * or its error.
  */
 export function follow<C extends VirtualClock = SourceClock>(
   t: TestContext,

@@ -56,7 +56,10 @@ function checking(t: TestContext, given: Options) {
   return { next, until, end, list }
 }
 
-/** A probe in virtual time whose answer takes `answerMs`; `starts` and `most` tell when it was called. */
+/**
+ * A probe in virtual time whose answer takes `answerMs`; `starts` has the times of its calls, `most` how many
+ * were open at once.
+ */
 function slowProbe(clock: VirtualClock, answerMs: number) {
   const seen = { starts: [] as number[], most: 0 }
   let open = 0
@@ -129,7 +132,7 @@ test('a thousand endpoints that are added together are not checked together', as
   }
 })
 
-test('every way to fail is a result with its reason, within the timeout', async t => {
+test('every way to fail is a result with its reason, within the time-out', async t => {
   const silentUdp = await udpServer(t, () => {})
   const wrong = createSocket('udp4').bind(0, '127.0.0.1')
   t.after(() => wrong.close())
@@ -194,7 +197,7 @@ test('every way to fail is a result with its reason, within the timeout', async 
   }
 })
 
-test("a replica's /readyz gives its load, and says that it drains while its echo still passes", async t => {
+test("a replica's /readyz gives its load, and reports that it drains while its echo still passes", async t => {
   const replica = start(t, ['echo', '--listen', '127.0.0.1:0', '--admin', '127.0.0.1:0', '--drain', '20s'])
   const ready = await replica.line('echo replica ready')
   const port = portOf((ready.listen as string[])[0])

@@ -5,8 +5,9 @@ import { endpoint } from '../../src/endpoints/endpoint.ts'
 import { UNCHECKED } from '../../src/endpoints/health.ts'
 
 test('the ready are answered, else those that end but serve, else (fail open) the undrained, else all', () => {
-  // One letter an endpoint: its health (Up, Down, draining L, checking C) and its conditions at the source: "" ready,
-  // "n" not ready, "t" terminating and serving, "x" terminating and not serving. Expected: open, closed.
+  // One letter for each endpoint: its health (Up, Down, draining L, checking C) and its conditions at the
+  // source: "" ready, "n" not ready, "t" terminating and serving, "x" terminating and not serving. Expected:
+  // open, closed.
   const table: readonly (readonly [string, string, string?])[] = [
     ['U U D', 'U U', 'U U'],
     ['U L D', 'U', 'U'],

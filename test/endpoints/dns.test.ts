@@ -66,7 +66,7 @@ async function resolver(t: TestContext, first: Answerer) {
   return state
 }
 
-/** Starts a source; `poll` is what the next poll comes to: the addresses, or the error. */
+/** Starts a source; `poll` resolves with the result of the next poll: the addresses, or the error. */
 function follow(t: TestContext, source: Source) {
   const clock = new VirtualClock()
   const stop = new AbortController()
@@ -168,7 +168,7 @@ test('abort ends a source at once, while it waits for the next poll and while it
   assert.deepEqual([waiting.results, asking.results], [[], []])
 })
 
-test('every poll asks anew: none is answered from a cache', async t => {
+test('every poll sends its own queries: none is answered from a cache', async t => {
   const server = await resolver(t, authority(['127.0.4.1', '::1']))
   const { poll } = follow(t, parseSource(`dns:${NAME}@${formatAddress(server.address)}/1s`))
   for (let i = 1; i <= 20; i++) {

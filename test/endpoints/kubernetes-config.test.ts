@@ -21,15 +21,19 @@ const pki = mkdtempSync(join(tmpdir(), 'roundelay-pki-'))
 after(() => rmSync(pki, { recursive: true }))
 const pem = (name: string) => readFileSync(join(pki, name), 'utf8')
 
-/** Two authorities that know nothing of each other, a server's certificate of the first, and a client's. */
+/** Two independent authorities, a server's certificate of the first, and a client's. */
 before(() => {
   if (tls.skip) return
   const openssl = (...args: string[]) => execFileSync('openssl', args, { cwd: pki, stdio: 'pipe' })
   const ec = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '3']
   for (const ca of ['ca', 'other'])
     openssl('req', '-x509', ...ec, '-subj', `/CN=${ca}`, '-keyout', `${ca}.key`, '-out', `${ca}.crt`)
-  const made = { server: 'IP:127.0.0.1,IP:::1,DNS:kubernetes', named: 'DNS:kubernetes', client: 'DNS:client' }
-  for (const [name, alt] of Object.entries(made)) {
+  const names = {
+    server: 'IP:127.0.0.1,IP:::1,DNS:kubernetes',
+    named: 'DNS:kubernetes',
+    client: 'DNS:client',
+  }
+  for (const [name, alt] of Object.entries(names)) {
     const extensions = ['-addext', `subjectAltName=${alt}`]
     const signed = ['-CA', 'ca.crt', '-CAkey', 'ca.key', '-keyout', `${name}.key`, '-out', `${name}.crt`]
     openssl('req', '-x509', ...ec, '-subj', `/CN=${name}`, ...extensions, ...signed)
@@ -83,7 +87,7 @@ const still = new VirtualClock()
 const load = (path: string, clock: Clock = still) => fromKubeconfig(path, never, clock)
 
 test(
-  'a pod is its ServiceAccount, whose token is read for each request, over IPv4 and IPv6',
+  'a pod uses its ServiceAccount, whose token is read for each request, over IPv4 and IPv6',
   tls,
   async t => {
     for (const host of ['127.0.0.1', '::1']) {
@@ -96,7 +100,7 @@ test(
       )
       await has('10.0.0.1 rs')
       await api.until(() => api.watches.size === 1)
-      // As the kubelet does, long before the old one ends; the running watch is not disturbed.
+      // The kubelet does this long before the old token expires; the running watch is not disturbed.
       writeFileSync(join(account, 'token'), 'second\n')
       await longWatch()
       api.endWatches()
@@ -130,7 +134,7 @@ test(
   },
 )
 
-test('an account whose files are not there yet is told of and waited for', async t => {
+test('an account whose files are not there yet is reported and waited for', async t => {
   const account = folder(t, {})
   const { reported, until } = followed(t, () => inCluster('127.0.0.1', '1', account))
   await until(() => reported.length >= 3)
@@ -206,7 +210,7 @@ test(
   },
 )
 
-test('an exec plugin is given what the API for it says, and is asked anew when its token has expired or is refused', async t => {
+test('an exec plugin receives what its API defines, and is run again when its token has expired or is refused', async t => {
   const api = await startApi(t)
   const command = plugin(
     t,
@@ -227,7 +231,7 @@ cat answer$(wc -l < runs | tr -d ' ')`,
     { server: api.url },
     exec('./plugin', { args: ['get'], env: [{ name: 'STAGE', value: 'test' }] }),
   )
-  // Relative, as exec allows, to the file.
+  // The command is relative to the file.
   writeFileSync(join(at, 'config'), readFileSync(path))
   api.answer = ({ token }, response) =>
     token === 'two' && api.watched().length > 0 && refuse(response, 401, 'Unauthorized')
@@ -250,7 +254,7 @@ cat answer$(wc -l < runs | tr -d ' ')`,
   await has('10.0.0.1 rs')
 })
 
-test('an exec plugin that fails is told of, and one that hangs does not hold up the end', async t => {
+test('an exec plugin that fails is reported, and one that hangs does not delay the end', async t => {
   const server = 'http://127.0.0.1:1'
   const cases: readonly (readonly [string, RegExp])[] = [
     [plugin(t, 'echo no session >&2; exit 3'), /failed: Command failed: .*\n?no session$/],
@@ -343,7 +347,7 @@ test('a kubeconfig in which something is missing is refused with what is missing
   assert.deepEqual([namespace, await token(), server.href], ['default', undefined, 'http://127.0.0.1:1/'])
 })
 
-test('a server below a path is asked below that path', async t => {
+test('a server below a path receives its requests below that path', async t => {
   const api = await startApi(t)
   for (const below of ['/k8s/clusters/c-1', '/k8s/clusters/c-1/']) {
     api.asked.length = 0
@@ -384,7 +388,7 @@ test('KUBECONFIG comes first, of its files the first that exists; then the pod; 
     assert.equal((await loadCluster(never, still)).server.hostname, `127.0.0.${n}`, JSON.stringify(env))
   }
   set({ HOME, ...pod })
-  // The account's files are not here.
+  // This machine has no files of a ServiceAccount.
   await assert.rejects(loadCluster(never, still), /serviceaccount/)
   set({ HOME, KUBECONFIG: `/nowhere${delimiter}/nor/here` })
   await assert.rejects(

@@ -19,9 +19,9 @@ import { follow, refuse, SourceClock, slice, startApi, status } from './api-serv
 
 type Api = Awaited<ReturnType<typeof startApi>>
 
-/** What events wait for each other. */
+/** The source's own: events within it are computed together. */
 const GATHER_MS = 10
-/** The waits after failures where chance takes a quarter off each. */
+/** The waits after failures, each shortened by a quarter. */
 const BACKOFFS_MS = [375, 750, 1500, 3000, 6000, 12_000, 22_500, 22_500]
 const SELECTOR = '?labelSelector=kubernetes.io%2Fservice-name%3Decho'
 const PATH = `/apis/discovery.k8s.io/v1/namespaces/farm/endpointslices${SELECTOR}`
@@ -42,7 +42,7 @@ const open = (response: ServerResponse) => {
   response.writeHead(200, { 'content-type': 'application/json' }).flushHeaders()
   return response
 }
-/** For an `answer` that has answered, or never will. */
+/** For an `answer` that has handled the request, even if it never answers. */
 const done = (_: unknown) => true
 const backoffs = (clock: SourceClock) => clock.waits.filter(ms => ms > GATHER_MS)
 
@@ -61,7 +61,7 @@ function kubeconfig(t: TestContext, server: string): string {
   return path
 }
 
-test('a source asks for nothing but the list and the watch of its own slices', async t => {
+test('a source requests nothing but the list and the watch of its own slices', async t => {
   const api = await startApi(t)
   const { KUBECONFIG } = process.env
   process.env.KUBECONFIG = kubeconfig(t, `${api.url}/`)
@@ -101,7 +101,7 @@ test('the endpoints of all slices are one list, whatever the order; what cannot 
       addressType: 'IPv4',
       endpoints: [{ addresses: ['10.0.1.1'] }, { addresses: [] }],
     },
-    // Of several addresses the first.
+    // The first of several addresses is used.
     { metadata: { name: 'two' }, addressType: 'IPv4', endpoints: [{ addresses: ['10.0.1.2', '10.0.1.3'] }] },
   ] as const
   const addresses = ['10.0.0.9', '10.0.0.10', '10.0.1.1', '10.0.1.2', '2001:db8::1', 'fd00::1']
@@ -122,7 +122,7 @@ test('the endpoints of all slices are one list, whatever the order; what cannot 
   assert.deepEqual(endpointsOf([]), [])
 })
 
-test('conditions that are nil mean what the API says', () => {
+test('conditions that are nil mean what the API defines', () => {
   // ready, serving, terminating as given: y, n, or - for null and . for absent; and as understood.
   const table = [
     '... yyn',
@@ -148,7 +148,7 @@ test('conditions that are nil mean what the API says', () => {
   }
 })
 
-test('of an address that stands in two slices the better entry counts, in either order', () => {
+test('of an address that is in two slices the better entry counts, in either order', () => {
   const conditions = (letters: string) => ({
     ready: letters.includes('r'),
     serving: letters.includes('s'),
@@ -204,7 +204,7 @@ test('an event may be cut into pieces anywhere, also inside a character', async 
   const [watch] = api.watches
   const piece = async (bytes: Buffer) => {
     await new Promise<void>(resolve => watch!.write(bytes, () => resolve()))
-    // So that it arrives on its own.
+    // The piece arrives alone.
     await new Promise(resolve => setImmediate(resolve))
   }
   const bytes = (n: number) => Buffer.from(line('MODIFIED', slice('a', [`10.0.${n >> 8}.${n & 255}`])))
@@ -233,7 +233,7 @@ test('a watch whose time is over goes on from the last version, that of a bookma
   await has('10.0.0.1 rs')
   await endWatch(2)
   api.bookmark()
-  // Opaque, says the API: a client hands it back as it is.
+  // Versions are opaque: a client must send them back unchanged.
   api.write(line('BOOKMARK', { metadata: { resourceVersion: '103&limit=1 +' } }))
   await endWatch(3)
   assert.deepEqual(versions(), ['100', '101', '103&limit=1 +'])
@@ -265,7 +265,7 @@ test('a connection that is cut in the middle of an event loses nothing', async t
     `the Kubernetes API at ${host}: the connection was cut`,
     ['10.0.0.2 rs'],
   ])
-  // Whole as a line but without its end, from a server that ends in good order.
+  // The event is complete but its line has no end, and the server ends the response normally.
   await api.until(() => api.watches.size === 1)
   const [next] = api.watches
   api.watches.clear()
@@ -275,7 +275,7 @@ test('a connection that is cut in the middle of an event loses nothing', async t
   await has('10.0.0.3 rs')
 })
 
-test('a version that is too old, in each form that the API has for it, is cured by a new list and is no failure', async t => {
+test('a version that is too old, in each form that the API has for it, needs a new list and is not a failure', async t => {
   const api = await startApi(t)
   api.page = 1
   api.put(slice('a', ['10.0.0.1']), slice('b', ['10.0.0.2']))
@@ -290,7 +290,7 @@ test('a version that is too old, in each form that the API has for it, is cured 
     await longWatch()
   }
   await longWatch()
-  // As an event of a watch that has just begun, and of one that stood for a while.
+  // As an event of a watch that has just begun, and of a long one.
   api.endWatches()
   api.watches.clear()
   api.put(slice('a', ['10.0.0.0']))
@@ -300,7 +300,7 @@ test('a version that is too old, in each form that the API has for it, is cured 
   api.watches.clear()
   api.put(slice('a', ['10.0.0.1']))
   await relisted(3, '10.0.0.1')
-  // As the status of a watch.
+  // As the status of the answer to a watch.
   const refuseNext = (kind: string) => {
     api.answer = ({ kind: asked, query }, response) => {
       if (asked !== kind || (kind === 'list' && !query.has('continue'))) return false
@@ -326,7 +326,7 @@ test('a version that is too old, in each form that the API has for it, is cured 
   assert.deepEqual(second.reported, [['10.0.0.0 rs', '10.0.0.2 rs']])
 })
 
-test('a version that is always too old is told of', async t => {
+test('a version that is always too old is reported', async t => {
   const api = await startApi(t)
   api.answer = (_asked, response) => refuse(response, 410, 'too old')
   const { until, failures } = followed(t, api)
@@ -334,7 +334,7 @@ test('a version that is always too old is told of', async t => {
   assert.equal(failures()[0], 'the Kubernetes API answered 410: too old')
 })
 
-test('missing rights are told of with what is missing, and heal by themselves', async t => {
+test('missing rights are reported with what is missing; the source recovers when they are granted', async t => {
   const api = await startApi(t)
   const { reported, until, has, failures } = followed(t, api)
   const forbidden =
@@ -443,7 +443,7 @@ test('events that come within 10 ms are computed together, and those of a watch 
   assert.deepEqual(reported[2], [])
 })
 
-test('an API that is away, at first or later, is told of; what it reported last stays, and it heals', async t => {
+test('an API that is away, at first or later, is reported; its last endpoints stay, and the source recovers', async t => {
   const api = await startApi(t)
   await api.down()
   const { reported, until, has, failures } = followed(t, api)
@@ -464,7 +464,7 @@ test('an API that is away, at first or later, is told of; what it reported last 
   await has('10.0.0.2 rs')
 })
 
-test('an API behind a name with several addresses, none of which answers, is told of with a reason', async t => {
+test('an API behind a name with several addresses, none of which answers, is reported with a reason', async t => {
   const api = await startApi(t)
   await api.down()
   api.url = api.url.replace('127.0.0.1', 'localhost')
@@ -511,7 +511,7 @@ test('an API that falls silent is noticed: in the list, before the watch and in 
   }
 })
 
-test('what is no event and no list is told of, and does not end the source', async t => {
+test('what is not an event or a list is reported, and does not end the source', async t => {
   const api = await startApi(t)
   const { has, failures, until, reported, longWatch } = followed(t, api)
   const answers: readonly (readonly ['list' | 'watch', string, RegExp])[] = [
@@ -545,18 +545,18 @@ test('what is no event and no list is told of, and does not end the source', asy
       api.endWatches()
     }
     await until(() => failures().length === (kind === 'list' ? 2 : 1))
-    const told = failures().at(-1) ?? ''
-    assert.match(told, message, body.slice(0, 40))
+    const failure = failures().at(-1) ?? ''
+    assert.match(failure, message, body.slice(0, 40))
     assert.ok(
-      told.startsWith(`the Kubernetes API ${told.includes('answered') ? 'answered' : `at ${host}: `}`),
-      told,
+      failure.startsWith(`the Kubernetes API ${failure.includes('answered') ? 'answered' : `at ${host}: `}`),
+      failure,
     )
     api.put(slice('a', [`10.0.0.${i + 1}`]))
     await has(`10.0.0.${i + 1} rs`)
   }
 })
 
-test('a list whose items are null is empty, and an unknown kind of event is passed over', async t => {
+test('a list whose items are null is empty, and an unknown kind of event is ignored', async t => {
   const api = await startApi(t)
   api.answer = ({ kind }, response) => {
     if (kind !== 'list') return false
@@ -605,7 +605,7 @@ test('abort ends a source at once, whatever it waits for, and leaves no connecti
     ['the rest of the list', ({ kind }, response) => kind === 'list' && open(response).write('{')],
     ['the watch', ({ kind }) => kind === 'watch'],
     ['events', () => false],
-    ['the next attempt', (_asked, response) => refuse(response, 500, 'ill')],
+    ['the next attempt', (_asked, response) => refuse(response, 500, 'failed')],
   ]
   for (const [what, answer] of quiet) {
     api.asked.length = 0
@@ -637,7 +637,7 @@ test('a process whose source was aborted ends by itself', async t => {
     stdio: 'inherit',
   })
   t.after(() => child.kill('SIGKILL'))
-  // Far below the time of a watch, and far above what it takes.
+  // Shorter than a watch, and far longer than needed.
   assert.deepEqual(await once(child, 'close', { signal: AbortSignal.timeout(20_000) }), [0, null])
 })
 
@@ -670,7 +670,7 @@ async function startDns(t: TestContext, api: Api, args: readonly string[]) {
 
 test('the whole program answers with what a Service has, and a pod that goes leaves the answer at its event', async t => {
   const api = await startApi(t)
-  // The list is kept back, to see that nothing is answered before it.
+  // The list is held back, to see that nothing is answered before it.
   let release = () => {}
   api.answer = ({ kind }, response) => {
     if (kind !== 'list') return false
@@ -703,7 +703,7 @@ test('the whole program answers with what a Service has, and a pod that goes lea
   t.diagnostic(
     `event to answer, ${times.length} times: median ${times.sort((a, b) => a - b)[times.length >> 1]} ms, most ${times.at(-1)} ms`,
   )
-  // Nothing is ready: those that still serve.
+  // No endpoint is ready: those that still serve are answered.
   await change(
     '127.0.4.2',
     slice('a', [

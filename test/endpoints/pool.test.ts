@@ -321,7 +321,7 @@ test('a change of the load alone makes a Snapshot only where the load is watched
     load = 7
     await clock.advance(2 * INTERVAL_MS)
     assert.equal(snapshots.length, before + Number(watchLoad))
-    // A Snapshot that is made for another reason has the load of that moment.
+    // A Snapshot that is created for another reason has the current load.
     publish(endpoint('10.0.0.1', 2))
     await clock.advance(GATHER_MS)
     assert.deepEqual(
@@ -384,7 +384,7 @@ test('a drain removes at once, without fall; it ends with a rise, or as down aft
   )
 })
 
-/** Runs a pool in a process of its own, which nothing tells to end: it must end by itself. */
+/** Runs a pool in a process of its own, which must end by itself. */
 const SOAK = `
   import { readdirSync } from 'node:fs'
   import { probe } from '${new URL('../../src/client/probe.ts', import.meta.url)}'
@@ -424,7 +424,7 @@ const SOAK = `
   )
   const early = await at(rounds * addresses.length)
   const late = await at(2 * rounds * addresses.length)
-  // The checks of those that have just gone must end as well.
+  // The checks of endpoints that were just removed must end as well.
   publish(endpoints.slice(0, 120))
   await pool.close()
   // A socket is released in the turn of the loop after it was closed.

@@ -30,7 +30,7 @@ export class VirtualClock implements Clock {
     return () => void this.#tasks.delete(task)
   }
 
-  /** As an operator who sets the machine's time. */
+  /** Sets the machine's time, as an operator does. */
   setWall(seconds: number): void {
     this.#wallOffsetSeconds = seconds - this.#nowMs / 1000
   }
@@ -58,5 +58,5 @@ export class VirtualClock implements Clock {
   }
 }
 
-/** Lets promises and what they start in this turn of the event loop run. */
+/** Lets promises settle, with what they start in this turn of the event loop. */
 const settle = () => new Promise<void>(resolve => setImmediate(resolve))
