@@ -22,7 +22,7 @@ export interface CheckOptions {
   readonly clock: Clock
   readonly random: Random
   /** Never rejects: whatever goes wrong with a server is a result. */
-  readonly probe: (target: ProbeTarget, timeoutMs: number) => Promise<ProbeResult>
+  readonly probe: (target: ProbeTarget, timeoutMs: number, clock: Clock) => Promise<ProbeResult>
 }
 
 /**
@@ -43,7 +43,7 @@ export async function checkForever(
     await pause(clock, Math.max(0, dueMs - clock.now()), signal)
     if (signal.aborted) return
     const startedMs = clock.now()
-    const results = await Promise.all(targets.map(target => probe(target, timeoutMs)))
+    const results = await Promise.all(targets.map(target => probe(target, timeoutMs, clock)))
     if (signal.aborted) return
     report(combine(results), (clock.now() - startedMs) / 1000)
     dueMs = Math.max(dueMs + intervalMs, clock.now())

@@ -30,7 +30,7 @@ export class VirtualClock implements Clock {
     return () => void this.#tasks.delete(task)
   }
 
-  /** Sets the machine's time, as an operator does. */
+  /** As an operator who sets the machine's time. */
   setWall(seconds: number): void {
     this.#wallOffsetSeconds = seconds - this.#nowMs / 1000
   }
@@ -52,11 +52,11 @@ export class VirtualClock implements Clock {
       this.#tasks.delete(next)
       next.run()
     }
-    // Another call may have moved the time further.
+    // Two calls may overlap.
     this.#nowMs = Math.max(this.#nowMs, endMs)
     await settle()
   }
 }
 
-/** Lets promises settle, with what they start in this turn of the event loop. */
+/** Lets promises and what they start in this turn of the event loop run. */
 const settle = () => new Promise<void>(resolve => setImmediate(resolve))
