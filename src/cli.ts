@@ -25,7 +25,7 @@ process.on('SIGTERM', die).on('SIGINT', die)
 const takeSignals = () => void process.off('SIGTERM', die).off('SIGINT', die)
 
 enableCompileCache(compileCacheFolder())
-// `roundelay send … | head -1`: a reader that has left has seen enough. Any other loss of output is a failure.
+// `roundelay send … | head -1`: a reader that has left has seen enough. Other lost output is a failure.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1))
 const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
 

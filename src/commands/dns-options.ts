@@ -50,7 +50,7 @@ export function dnsOptions(options: Options<'dns'>): DnsOptions {
   return whole
 }
 
-/** As in a zone file: a name with a final dot is whole, `@` is the zone, any other name is relative to the zone. */
+/** As in a zone file: a name with a final dot is whole, `@` is the zone, any other is relative to it. */
 function wholeName(name: string, zone: string): string {
   if (name === '@') return zone
   const whole = parseNamed('--service', name.endsWith('.') ? name : `${name}.${zone}`, domainName)

@@ -24,8 +24,8 @@ export const run: Run<'dns'> = async (options, _args, context) => {
 }
 
 /**
- * Resolves, with the addresses of the DNS server, when it and the admin server listen. The services become ready
- * after their first round of checks. What happens then is published to `hub`.
+ * Resolves, with the addresses of the DNS server, when it and the admin server listen. The services become
+ * ready after their first round of checks. What happens then is published to `hub`.
  */
 export async function startDns(
   options: DnsOptions,
@@ -102,7 +102,7 @@ export async function startDns(
   return listener.addresses
 }
 
-/** What happens in the pool of a service, told to the authority and to the hub. */
+/** Passes what happens in the pool of a service on to the authority and to the hub. */
 const publisher = (service: string, source: string, authority: Authority, hub: EventHub): PoolEvents => ({
   snapshot(snapshot) {
     authority.update(snapshot)
@@ -113,7 +113,7 @@ const publisher = (service: string, source: string, authority: Authority, hub: E
   source: error => hub.publish({ type: 'source', service, source, ...(error && { error: error.message }) }),
 })
 
-/** The addresses at which a client could reach this listener: a wildcard has those of the machine, of its family. */
+/** The addresses at which clients could reach this listener. A wildcard has those of the machine. */
 function concreteAddresses({ address }: SocketAddress): string[] {
   if (address !== '0.0.0.0' && address !== '::') return [address]
   const family = isIpv6(address) ? 'IPv6' : 'IPv4'

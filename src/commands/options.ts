@@ -1,4 +1,4 @@
-/** The one table of verbs and flags. --help, the environment twins, the documentation and the parsers come from it. */
+/** The one table of verbs and flags, for --help, environment twins, documentation and parsers. */
 
 import { ipAddress, socketAddress } from '../address.ts'
 import { resolveModes } from '../client/resolve.ts'
@@ -35,7 +35,7 @@ export interface Context {
   readonly takeSignals: () => void
 }
 
-/** What the file of each verb exports as `run`. For a server it resolves when it serves, otherwise when it is done. */
+/** What each verb's file exports as `run`. A server resolves when it serves, other verbs when they are done. */
 export type Run<V extends VerbName> = (
   options: Options<V>,
   args: readonly string[],

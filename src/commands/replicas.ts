@@ -35,7 +35,7 @@ function startReplica(
   onLine: ((line: string) => void) | undefined,
 ): Replica {
   const args = [...echoArgs(addresses), '--name', addresses.listen.address, '--log-level', logLevel, '--tied']
-  // Nothing is written to this pipe. The kernel closes it when we end, even by SIGKILL, and that ends the replica.
+  // This pipe is never written. The kernel closes it when we end, even by SIGKILL: then the replica ends.
   const child = spawn(process.execPath, [cli, ...args], {
     stdio: ['pipe', onLine ? 'pipe' : 'inherit', 'inherit'],
     env: {
@@ -54,8 +54,8 @@ function startReplica(
 }
 
 /**
- * Resolves when all are ready. Only a few start at a time: of two hundred that start together, none is ready before
- * a minute has passed.
+ * Resolves when all are ready. Only a few start at a time: of two hundred that start together, none is ready
+ * before a minute has passed.
  */
 export async function startReplicas(
   all: readonly ReplicaAddresses[],

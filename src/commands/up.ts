@@ -83,7 +83,7 @@ export const run: Run<'up'> = async (options, _args, context) => {
   else log.info(tryCommands(farm, hub.state), `farm of ${replicas.length} replicas started`)
 }
 
-/** Tells the hub that the replica runs, and when it ends although the farm does not. */
+/** Publishes that the replica runs and, unless the farm is closing, that it has ended. */
 function publishReplica(replica: Replica, hub: EventHub, closing: AbortSignal): void {
   const event = {
     type: 'replica',

@@ -1,7 +1,7 @@
 /**
- * The event hub: what happens in a farm is published here once, and the log, the metrics and the table of `up`
- * subscribe to it. A subscriber receives the present state first and then each difference. The hub is not on the
- * path of a query: what is counted there is sampled, and only while a subscriber asks for it.
+ * The event hub: what happens in a farm is published here once, and the log, the metrics and the table of
+ * `up` subscribe to it. A subscriber receives the present state first and then each difference. The hub is
+ * not on the path of a query: what is counted there is sampled, and only while a subscriber asks for it.
  */
 import type { Clock } from '../clock.ts'
 
@@ -19,7 +19,7 @@ export interface ServiceView {
   }[]
 }
 
-/** What is counted on the path of a query. */
+/** What is counted for each query. */
 export interface Tallies {
   /** DNS queries that received a reply. */
   readonly answers: number
@@ -42,7 +42,7 @@ export type FarmEvent =
       readonly detail: string
     }
   | { readonly type: 'snapshot'; readonly snapshot: ServiceView }
-  /** The hub derives these two from the snapshots. */
+  /** The hub derives this event and the next from the Snapshots. */
   | { readonly type: 'ready'; readonly service: string; readonly endpoints: number }
   | { readonly type: 'failed-open'; readonly service: string; readonly failedOpen: boolean }
   /** A source began to fail, or (without `error`) recovered. */
@@ -88,8 +88,8 @@ const HISTORY_LENGTH = 1000
 const TALLY_MS = 1000
 
 /**
- * What the history leaves out: a Snapshot holds every endpoint, so that a thousand of them would fill the memory;
- * checks and tallies are so many that they would push out everything else.
+ * What the history leaves out: a Snapshot holds every endpoint, so that a thousand of them would fill the
+ * memory; checks and tallies are so many that they would push out everything else.
  */
 const forgotten: ReadonlySet<FarmEvent['type']> = new Set(['snapshot', 'check', 'tallies'])
 
@@ -100,8 +100,8 @@ const initialState: FarmState = {
   tallies: { answers: 0, firsts: [] },
 }
 
-/** The state after an event. A subscriber that started from the present state can follow it with this function. */
-export function nextState(state: FarmState, event: FarmEvent): FarmState {
+/** The state after an event. */
+function nextState(state: FarmState, event: FarmEvent): FarmState {
   switch (event.type) {
     case 'snapshot': {
       const { snapshot } = event
@@ -147,12 +147,12 @@ export class EventHub {
       if (this.#history.length > HISTORY_LENGTH) this.#history.shift()
     }
     const subscribers = event.type === 'tallies' ? this.#tallySubscribers : this.#subscribers
-    // A copy: whoever subscribes meanwhile has this event in the present state.
+    // A copy, because a subscriber that is added meanwhile finds this event in the present state already.
     for (const subscriber of [...subscribers]) subscriber(event)
     if (event.type === 'snapshot') this.#derive(before.services.get(event.snapshot.service), event.snapshot)
   }
 
-  /** Only with `tallies` does a subscriber receive these, once a second. Returns the function that ends the subscription. */
+  /** Tallies go once a second to those that want `tallies`. Returns how to unsubscribe. */
   subscribe(subscriber: Subscriber, { tallies = false } = {}): () => void {
     if (tallies && !this.#cancelSample) this.#sample()
     this.#subscribers.add(subscriber)
@@ -165,7 +165,7 @@ export class EventHub {
     }
   }
 
-  /** Says where tallies are read while a subscriber wants them. */
+  /** Sets where tallies are read while a subscriber wants them. */
   tallyWith(read: () => Tallies): void {
     this.#readTallies = read
     if (this.#tallySubscribers.size > 0) this.#sample()

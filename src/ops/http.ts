@@ -1,4 +1,6 @@
-/** The admin HTTP server of a process: probes, metrics and JSON documents. The routes are a plain function. */
+/**
+ * The admin HTTP server of a process: probes, metrics and JSON documents. The routes are a plain function.
+ */
 import { once } from 'node:events'
 import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'

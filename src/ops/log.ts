@@ -1,4 +1,6 @@
-/** The log: one JSON line per event, or coloured text for people. It never has a line per query or datagram. */
+/**
+ * The log: one JSON line per event, or coloured text for people. It never has a line per query or datagram.
+ */
 import { type Logger, pino } from 'pino'
 import type { Subscriber } from './events.ts'
 

@@ -1,4 +1,4 @@
-/** Every metric, declared once (the table in the documentation is checked against this), and a process's registry. */
+/** Every metric, declared once, and the registry of a process. The table is also in the documentation. */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
 import type { Subscriber } from './events.ts'
 

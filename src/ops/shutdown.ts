@@ -1,7 +1,7 @@
 /**
- * How a server process ends on SIGTERM and SIGINT: it reports "not ready" while it still serves (drain), then it
- * closes what is open under a deadline (grace). terminus stands behind this file only; ARCHITECTURE, "Operations",
- * lists its traps.
+ * How a server process ends on SIGTERM and SIGINT: it reports "not ready" while it still serves (drain), then
+ * it closes what is open under a deadline (grace). terminus stands behind this file only; ARCHITECTURE,
+ * "Operations", lists its traps.
  */
 import type { Server } from 'node:http'
 import terminus from '@godaddy/terminus'
@@ -29,7 +29,7 @@ const SAME_SIGNAL_MS = 300
 const signalNumbers = { SIGINT: 2, SIGTERM: 15 } as const
 type EndSignal = keyof typeof signalNumbers
 
-/** The steps of a shutdown. They touch neither the process nor terminus, so that tests run them in virtual time. */
+/** The steps of a shutdown, without the process and terminus, so that tests can use virtual time. */
 export class Shutdown {
   readonly #options: ShutdownOptions
   readonly #clock: Clock
@@ -91,7 +91,7 @@ export class Shutdown {
   }
 }
 
-/** SIGTERM and SIGINT run `shutdown` from now on. `server`, which must be listening, is closed after the drain. */
+/** From now on SIGTERM and SIGINT run `shutdown`. `server` must be listening; it closes after the drain. */
 export function endOnSignals(
   server: Server,
   shutdown: Shutdown,

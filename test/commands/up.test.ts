@@ -59,7 +59,7 @@ test('up starts three replicas that take exact turns in front', async t => {
   assert.deepEqual(firsts, { '127.0.1.1': 100, '127.0.1.2': 100, '127.0.1.3': 100 })
 })
 
-test('a killed replica leaves the answer, is not revived, and comes back when started by hand', async t => {
+test('a killed replica leaves the answer, is not restarted, and returns when started by hand', async t => {
   const { farm, look, pids } = await startFarm(t)
   const [victim] = pids()
   const address = farm.lines.find(line => line.msg === 'echo replica ready' && line.pid === victim)?.listen
@@ -87,7 +87,7 @@ for (const signal of ['SIGTERM', 'SIGINT'] as const)
     assert.deepEqual(pids().filter(alive), [])
   })
 
-test('the replicas end when up is killed outright', {
+test('the replicas end when up is killed with SIGKILL', {
   skip: existsSync('/proc') ? false : 'needs /proc',
 }, async t => {
   const { farm, pids } = await startFarm(t, 2)
@@ -96,7 +96,7 @@ test('the replicas end when up is killed outright', {
   await until(() => !pids().some(alive))
 })
 
-test('a port in use ends up before anything is started, with one line and exit code 2', async () => {
+test('a port in use is an error before anything is started: one line and exit code 2', async () => {
   const attempt = async (host: string, which: 'adminPort' | 'dns' | 'admin') => {
     const { args, ...ports } = await farmArgs()
     const port = ports[which]
@@ -115,7 +115,7 @@ test('a port in use ends up before anything is started, with one line and exit c
   ])
 })
 
-test('options that do not go together end up before anything is started', async () => {
+test('options that do not go together are an error before anything is started', async () => {
   const { args } = await farmArgs()
   const { code, stdout, stderr } = await run([...args, '--policy', 'least-loaded', '--check', 'udp:7007'])
   assert.match(stderr, /^roundelay: Cannot use --policy least-loaded: .*\n$/)
@@ -160,14 +160,14 @@ test('a replica does not take its flags from the environment of up', async t => 
   await farm.line('service ready')
 })
 
-test('200 replicas are the most', async () => {
+test('up starts at most 200 replicas', async () => {
   const { code, stderr } = await run(['up', '--replicas', '201'])
   assert.equal(stderr, 'roundelay: Cannot parse --replicas "201": expected an integer from 1 to 200\n')
   assert.equal(code, 2)
 })
 
 const noPty = has('script') ? false : 'needs script (Debian: bsdutils)'
-test('on a terminal up shows what to try and a live table, and Ctrl-C ends it all', {
+test('on a terminal, up shows what to try and a live table, and Ctrl-C ends everything', {
   skip: noPty,
 }, async t => {
   const { args, admin } = await farmArgs()
@@ -186,7 +186,7 @@ test('on a terminal up shows what to try and a live table, and Ctrl-C ends it al
   for (const column of ['replica', 'state', 'first', 'datagrams', 'connections', 'checks'])
     assert.ok(shown.includes(column), column)
 
-  // The table hears of the end from the event hub, and of the restart from the checks.
+  // The event hub tells the table that the replica has ended.
   process.kill(pid, 'SIGKILL')
   const restart = /restart 127\.0\.1\.1: (.* echo --listen 127\.0\.1\.1:\d+ --admin 127\.0\.1\.1:\d+)/
   await until(() => restart.test(shown) && /127\.0\.1\.1 .*\bdown\b/.test(shown))

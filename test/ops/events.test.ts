@@ -60,7 +60,7 @@ test('a subscriber receives the present state first, then each difference once',
   assert.equal(present.state.failingSources.size, 1)
 })
 
-test('a subscriber that comes while an event is told has it in the present state, and not a second time', () => {
+test('a subscriber that is added during an event has it in the present state, not twice', () => {
   const hub = new EventHub(new VirtualClock())
   let late: (FarmEvent | Present)[] = []
   hub.subscribe(({ type }) => {
@@ -85,7 +85,7 @@ test('the first ready Snapshot and each turn of "failed open" are events of thei
   )
 })
 
-test('the history keeps the last 1,000 events with their time, and neither Snapshots nor checks nor tallies', async () => {
+test('the history keeps the last 1,000 events, without Snapshots, checks and tallies', async () => {
   const clock = new VirtualClock(1_800_000_000)
   const hub = new EventHub(clock)
   hub.tallyWith(() => ({ answers: 1, firsts: [] }))
@@ -129,7 +129,7 @@ test('tallies are read once a second, and only while a subscriber wants them', a
   assert.deepEqual([reads, clock.waiting, without.length], [5, 0, 1])
 })
 
-test('the log has a line for what an operator must know, louder when it is worse', () => {
+test('the log has a line for what an operator must know, as a warning where it is bad', () => {
   const hub = new EventHub(new VirtualClock())
   const lines: string[] = []
   const write = (level: string) => (_details: object, message: string) => lines.push(`${level} ${message}`)

@@ -28,7 +28,7 @@ async function serve(t: TestContext, more: Partial<Site> = {}) {
   return { adminPort: address.port, errors }
 }
 
-test('/readyz says the load, or why the process is not ready, and draining goes before any other reason', async () => {
+test('/readyz has the load or why the process is not ready; draining precedes other reasons', async () => {
   const ask = async (more: Partial<Site>) => {
     const { status, body } = await answer('GET', '/readyz', site(more))
     return [status, JSON.parse(body)]
@@ -40,7 +40,7 @@ test('/readyz says the load, or why the process is not ready, and draining goes 
   assert.equal((await answer('GET', '/livez', site(both))).status, 200)
 })
 
-test('HEAD is GET without the body, all else is 405, and a wrong path is told the right ones', async t => {
+test('HEAD is GET without the body, other methods are 405, and a 404 lists the paths', async t => {
   const server = await serve(t)
   const ask = (method: string, path: string) =>
     fetch(`http://127.0.0.1:${server.adminPort}${path}`, {
@@ -65,7 +65,7 @@ test('HEAD is GET without the body, all else is 405, and a wrong path is told th
   }
 })
 
-test('a document that throws is 500 and an error in the log, and the server goes on', async t => {
+test('a document that throws is 500 and an error in the log, and the server goes on serving', async t => {
   const broken = () => {
     throw new Error('broken')
   }
@@ -77,7 +77,7 @@ test('a document that throws is 500 and an error in the log, and the server goes
 
 type Samples = Map<string, number>
 
-/** Every line of the text format 0.0.4 (its numbers are those of Go: NaN in any case), or a failed assertion. */
+/** Every line must be of the text format 0.0.4. It writes numbers as Go does, with NaN in any case. */
 function parseMetrics(text: string): { types: Map<string, string>; samples: Samples } {
   const types = new Map<string, string>()
   const samples: Samples = new Map()
@@ -87,7 +87,7 @@ function parseMetrics(text: string): { types: Map<string, string>; samples: Samp
     if (comment) {
       const [, kind, name, rest] = comment
       if (kind === 'HELP') continue
-      assert.ok(!types.has(name!), `${name} stands twice`)
+      assert.ok(!types.has(name!), `${name} appears twice`)
       assert.match(rest!, /^(counter|gauge|histogram|summary)$/)
       types.set(name!, rest!)
     } else if (line) {
@@ -99,20 +99,20 @@ function parseMetrics(text: string): { types: Map<string, string>; samples: Samp
       const [, name, labels = '', value] = sample
       const base = name!.replace(/_(bucket|sum|count)$/, '')
       assert.ok(types.has(name!) || types.has(base), `${name} has no TYPE before it`)
-      assert.ok(!samples.has(name + labels), `${name}${labels} stands twice`)
+      assert.ok(!samples.has(name + labels), `${name}${labels} appears twice`)
       samples.set(name + labels, Number(value))
     }
   }
   return { types, samples }
 }
 
-test('/metrics is well formed, has every metric of the role, and its values move', options, async t => {
+test('/metrics is well formed, has every metric of the role, and its values change', options, async t => {
   const server = await replica(t)
   const scrape = async () => parseMetrics((await get(server, '/metrics')).body)
   const before = await scrape()
   for (const [name, { type, role }] of Object.entries(metrics)) {
     assert.equal(before.types.get(name), ['echo', 'every'].includes(role) ? type : undefined, name)
-    // What a role has is also seen in the name; the metrics of services, endpoints and sources are those of dns.
+    // The names follow the roles; the metrics of services, endpoints and sources are those of dns.
     const [, prefix = 'dns'] = /^roundelay_(echo|inetd)_/.exec(name) ?? []
     assert.equal(role, name === 'roundelay_build_info' ? 'every' : prefix, name)
   }
@@ -145,7 +145,7 @@ test('/metrics is well formed, has every metric of the role, and its values move
     connections_total: 2,
     connections_active: 2,
   }
-  // Two at once and one more: a sampled counter is not added up.
+  // Two scrapes at once and one more: a sampled counter is not summed over scrapes.
   for (const scraped of [...(await Promise.all([scrape(), scrape()])), await scrape()])
     assert.deepEqual(ours(scraped), busy)
   for (const socket of sockets) {
@@ -171,7 +171,7 @@ test('/metrics of the DNS server is well formed too, and has the metrics of its 
 })
 
 test(
-  '/whoami says who the replica is, where it runs and what it has done; its probes say ok',
+  '/whoami shows who the replica is, where it runs and its counters; its probes are ok',
   options,
   async t => {
     const env = { POD_NAME: 'echo-1', POD_IP: '10.0.0.1', NODE_NAME: 'node-a' }

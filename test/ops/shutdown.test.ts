@@ -69,7 +69,7 @@ for (const { signal, drainMs, graceMs } of [
     assert.equal(clock.waiting, 0)
   })
 
-test('a close hook that is done early ends the grace time, and a short grace stays short after SIGINT', async () => {
+test('the grace time ends with the close hook, and a short one stays short after SIGINT', async () => {
   const early = inVirtualTime()
   early.shutdown.receive('SIGTERM')
   const closed = watch(early.shutdown.close())
@@ -112,7 +112,7 @@ test('two signals of one kind within 300 ms are one, any other second signal end
   assert.deepEqual(exits, [130, 143])
 })
 
-test('a process whose close hook hangs ends with code 0 all the same', options, async t => {
+test('a process whose close hook hangs still ends, with code 0', options, async t => {
   const program = fileURLToPath(new URL('hanging-close.ts', import.meta.url))
   const child = spawn(process.execPath, [program], { stdio: ['ignore', 'pipe', 'inherit'] })
   t.after(() => child.kill('SIGKILL'))
@@ -134,7 +134,7 @@ test('a process whose close hook hangs ends with code 0 all the same', options, 
 })
 
 test(
-  'SIGTERM: not ready at once, still alive and serving, then closed in good order, exit code 0',
+  'SIGTERM: not ready at once, still alive and serving, then closed in order, exit code 0',
   options,
   async t => {
     const server = await replica(t, ['--drain', '3s', '--grace', '50s'])
