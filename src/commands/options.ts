@@ -35,7 +35,7 @@ export interface Context {
   readonly takeSignals: () => void
 }
 
-/** What each verb's file exports as `run`. A server resolves when it serves, other verbs when they are done. */
+/** What the file of a verb exports as `run`. A server's resolves when it serves, another's when it is done. */
 export type Run<V extends VerbName> = (
   options: Options<V>,
   args: readonly string[],
@@ -69,7 +69,10 @@ export const flags = {
     value: 'NAME=SOURCE',
     parse: parseService,
     repeat: true,
-    help: 'a name that rotates over endpoints. NAME is relative to the zone unless it ends with a dot; @ is the zone itself. SOURCE is static:ADDR[*WEIGHT],…, dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE',
+    help:
+      'a name that rotates over endpoints. NAME is relative to the zone unless it ends with a ' +
+      'dot; @ is the zone itself. SOURCE is static:ADDR[*WEIGHT],…, ' +
+      'dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE',
   },
   policy: {
     value: 'POLICY',
@@ -83,7 +86,9 @@ export const flags = {
     value: 'ADDR',
     parse: ipAddress,
     repeat: true,
-    help: 'the address at which clients reach this server, for its NS record [default: the addresses that it listens on]',
+    help:
+      'the address at which clients reach this server, for its NS record [default: the ' +
+      'addresses that it listens on]',
   },
   serverId: {
     value: 'TEXT',
@@ -94,7 +99,9 @@ export const flags = {
     value: 'CHECK',
     parse: parseCheck,
     repeat: true,
-    help: 'how endpoints are checked: udp:PORT, tcp:PORT, http:PORT/path or none; of several checks all must pass',
+    help:
+      'how endpoints are checked: udp:PORT, tcp:PORT, http:PORT/path or none; of several checks' +
+      ' all must pass',
   },
   checkInterval: {
     value: 'TIME',
@@ -135,12 +142,16 @@ export const flags = {
   maxPerIp: {
     value: 'N',
     parse: integer(0, 1_000_000),
-    help: 'how many programs may run for one client address; further connections are closed; 0 means no limit',
+    help:
+      'how many programs may run for one client address; further connections are closed; 0 ' +
+      'means no limit',
   },
   ratePerIp: {
     value: 'N',
     parse: integer(0, 1_000_000),
-    help: 'how many programs may be started per minute for one client address; further connections are closed; 0 means no limit',
+    help:
+      'how many programs may be started per minute for one client address; further connections ' +
+      'are closed; 0 means no limit',
   },
   verify: {
     parse: toggle,
@@ -180,7 +191,9 @@ export const flags = {
   grace: { value: 'TIME', parse: duration, help: 'then give open connections this time to finish' },
   stdio: {
     parse: toggle,
-    help: 'serve the socket that inetd passes as descriptor 0 (a connection, a listening or a UDP socket), then end',
+    help:
+      'serve the socket that inetd passes as descriptor 0 (a connection, a listening or a UDP ' +
+      'socket), then end',
   },
   tied: {
     parse: toggle,
@@ -212,13 +225,17 @@ export const flags = {
   rate: {
     value: 'N',
     parse: integer(0, 10_000_000),
-    help: 'operations per second over all connections, sent even if the server is slow (open loop); 0: each reply starts the next operation (closed loop)',
+    help:
+      'operations per second over all connections, sent even if the server is slow (open loop);' +
+      ' 0: each reply starts the next operation (closed loop)',
   },
   duration: { value: 'TIME', parse: period, help: 'how long to send load' },
   resolve: {
     value: 'MODE',
     parse: oneOf(...resolveModes),
-    help: 'look the name up for each connection (each), once for all (once), or when the TTL has expired, as a cache does (ttl); the first address is used',
+    help:
+      'look the name up for each connection (each), once for all (once), or when the TTL has ' +
+      'expired, as a cache does (ttl); the first address is used',
   },
   newConnection: {
     parse: toggle,
@@ -264,7 +281,7 @@ const drainFlags = { drain: '7s', grace: '5s', ...logFlags } as const
 export const verbs = {
   up: {
     summary:
-      'start a whole farm on this machine: echo replicas on 127.0.1.x and the DNS server that rotates over them',
+      'start a farm on this machine: echo replicas on 127.0.1.x and the DNS server that rotates over them',
     args: [],
     flags: {
       replicas: '3',
@@ -326,8 +343,7 @@ export const verbs = {
     help: { port: 'the port of the echo replicas, for SRV records' },
   },
   inetd: {
-    summary:
-      'run the internet superserver, which starts a server only when a client arrives, as /etc/inetd.conf says',
+    summary: 'run the internet superserver: it starts a server only when a client arrives (/etc/inetd.conf)',
     args: [{ name: '[conf...]', help: 'configuration files (default: /etc/inetd.conf)' }],
     flags: {
       verify: 'false',

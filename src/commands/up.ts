@@ -114,19 +114,20 @@ function showTable(farm: Farm, screen: Screen, hub: EventHub, closing: AbortSign
       ([what, command]) => `${`${what}:`.padEnd(10)} ${command}`,
     )
     const rows = tableRows(farm, hub.state, counts)
-    const down = rows
-      .filter(({ state }) => state !== 'up')
-      .map(({ address }) => hub.state.replicas.get(address))
-    const again = down
-      .filter(replica => replica?.ended !== undefined)
-      .map(replica => `restart ${replica?.address}: ${replica?.startAgain}`)
-    const room = Math.max(1, screen.rows - commands.length - 2 * again.length - 8)
-    const table = tableLines(rows, room)
+    const again = rows.flatMap(({ address, state }) => {
+      const process = hub.state.replicas.get(address)
+      return process?.ended === undefined || state === 'up'
+        ? []
+        : [`restart ${address}: ${process.startAgain}`]
+    })
+    const room = Math.max(1, screen.rows - commands.length - 2 * again.length - 9)
+    const table = [...tableLines(rows, room), `DNS answers: ${hub.state.tallies.answers}`]
     screen.show(['', ...commands, '', ...table, ...(again.length > 0 ? ['', ...again.slice(0, 3)] : [])])
   }
   // Many events come together, such as the counts of all replicas.
   let cancelPaint: (() => void) | undefined
   const paintSoon = () => {
+    if (closing.aborted) return
     cancelPaint ??= systemClock.after(PAINT_MS, () => {
       cancelPaint = undefined
       paint()

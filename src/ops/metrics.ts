@@ -15,7 +15,9 @@ export const metrics = {
     role: 'echo',
     type: 'counter',
     labels: ['result'],
-    help: 'UDP datagrams by result: echoed, dropped_loop (from a port that answers by itself), dropped_overload, failed (could not be sent).',
+    help:
+      'UDP datagrams by result: echoed, dropped_loop (from a port that answers by itself), ' +
+      'dropped_overload, failed (could not be sent).',
   },
   roundelay_echo_connections_total: {
     role: 'echo',
@@ -76,7 +78,9 @@ export const metrics = {
     role: 'inetd',
     type: 'counter',
     labels: ['service', 'sockets'],
-    help: 'Connections closed without a program, because of a limit or because the system had no more processes.',
+    help:
+      'Connections closed without a program, because of a limit or because the system had no ' +
+      'more processes.',
   },
   roundelay_inetd_service_up: {
     role: 'inetd',

@@ -6,6 +6,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { stripVTControlCharacters } from 'node:util'
 import { commonPort } from '../common-port.ts'
 import { cli, has, type Line, type Running, run, start } from '../process.ts'
 
@@ -43,7 +44,8 @@ const alive = (pid: number) => {
 }
 
 async function until(what: () => Promise<boolean> | boolean): Promise<void> {
-  while (!(await what())) await sleep(20)
+  const deadline = AbortSignal.timeout(60_000)
+  while (!(await what())) await sleep(20, undefined, { signal: deadline })
 }
 
 const isDown = (address: string) => (line: Line) => line.endpoint === address && line.to === 'down'
@@ -170,27 +172,32 @@ const noPty = has('script') ? false : 'needs script (Debian: bsdutils)'
 test('on a terminal, up shows what to try and a live table, and Ctrl-C ends everything', {
   skip: noPty,
 }, async t => {
-  const { args, admin } = await farmArgs()
+  const { args, dns, admin } = await farmArgs()
   const command = [process.execPath, cli, ...args].join(' ')
   const terminal = spawn('script', ['-qec', `stty cols 100 rows 40; exec ${command}`, '/dev/null'])
   t.after(() => terminal.kill('SIGKILL'))
-  let shown = ''
+  let written = ''
   terminal.stdout.setEncoding('utf8').on('data', text => {
-    shown += text
+    written += text
   })
-  await until(() => /127\.0\.1\.3 .*\bup\b/.test(shown) && /127\.0\.1\.1 .*\bup\b.* [1-9]\d* /.test(shown))
-  assert.match(shown, /rotation: {2}dig @127\.0\.0\.1 -p \d+ echo\.roundelay\.test \+short/)
-  assert.match(shown, /echo: {6}.* send --tcp /)
-  const pid = Number(/failure: {3}kill -9 (\d+)/.exec(shown)?.[1])
+  const shown = () => stripVTControlCharacters(written).replaceAll('\r', '')
+  await until(() => /^127\.0\.1\.3 +up /m.test(shown()) && /^127\.0\.1\.1 +up +\d+ +[1-9]\d* /m.test(shown()))
+  assert.match(shown(), /rotation: {2}dig @127\.0\.0\.1 -p \d+ echo\.roundelay\.test \+short/)
+  assert.match(shown(), /echo: {6}.* send --tcp /)
+  const pid = Number(/failure: {3}kill -9 (\d+)/.exec(shown())?.[1])
   assert.ok(alive(pid))
+  const resolver = new Resolver()
+  resolver.setServers([`127.0.0.1:${dns}`])
+  await resolver.resolve4('echo.roundelay.test')
+  await until(() => /^DNS answers: 1$/m.test(shown()) && /^127\.0\.1\.1 +up +1 /m.test(shown()))
   for (const column of ['replica', 'state', 'first', 'datagrams', 'connections', 'checks'])
-    assert.ok(shown.includes(column), column)
+    assert.ok(shown().includes(column), column)
 
   // The event hub tells the table that the replica has ended.
   process.kill(pid, 'SIGKILL')
   const restart = /restart 127\.0\.1\.1: (.* echo --listen 127\.0\.1\.1:\d+ --admin 127\.0\.1\.1:\d+)/
-  await until(() => restart.test(shown) && /127\.0\.1\.1 .*\bdown\b/.test(shown))
-  const next = Number(/.*failure: {3}kill -9 (\d+)/s.exec(shown)?.[1])
+  await until(() => restart.test(shown()) && /^127\.0\.1\.1 +down /m.test(shown()))
+  const next = Number(/.*failure: {3}kill -9 (\d+)/s.exec(shown())?.[1])
   assert.notEqual(next, pid)
   terminal.stdin.write('\x03')
   const [code] = await once(terminal, 'close')
