@@ -1,6 +1,7 @@
 /** `roundelay dns`: the authoritative server with its pools. `up` runs the same server in its own process. */
 import { hostname, networkInterfaces } from 'node:os'
 import { formatAddress, isIpv6, type SocketAddress } from '../address.ts'
+import { probe } from '../client/probe.ts'
 import { systemClock } from '../clock.ts'
 import { Authority } from '../dns/authority.ts'
 import { policies } from '../dns/rotation.ts'
@@ -96,7 +97,11 @@ export async function startDns(
   )
   const { check: checks, checkInterval: intervalMs, checkTimeout: timeoutMs, rise, fall, fail } = options
   for (const { name, source, text } of options.services) {
-    const pool = { service: name, source, checks, intervalMs, timeoutMs, rise, fall, fail }
+    const pool = {
+      ...{ service: name, source, checks, intervalMs, timeoutMs, rise, fall, fail },
+      watchLoad: options.policy === 'least-loaded',
+      ...{ clock: systemClock, random: Math.random, probe },
+    }
     pools.push(startPool(pool, publisher(name, text, authority, hub)))
   }
   return listener.addresses
