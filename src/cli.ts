@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** argv → a command. The only caller of process.exit. */
+/** Runs the command that the arguments name. This is the only file that calls process.exit. */
 import { readFileSync } from 'node:fs'
 import { enableCompileCache } from 'node:module'
 import { Argument, Command, CommanderError, Option } from 'commander'
@@ -19,20 +19,20 @@ import { resolveOptions } from './commands/resolve-options.ts'
 import { compileCacheFolder } from './compile-cache.ts'
 import { UsageError } from './errors.ts'
 
-// As PID 1 of a container a process has no default action for signals: without this they would be ignored.
+// PID 1 of a container has no default action for signals: without a handler they would be ignored.
 const die = (_signal: string, number: number) => process.exit(128 + number)
 process.on('SIGTERM', die).on('SIGINT', die)
 const takeSignals = () => void process.off('SIGTERM', die).off('SIGINT', die)
 
 enableCompileCache(compileCacheFolder())
-// `roundelay send … | head -1`: whoever read us has seen enough. Output that is lost otherwise is a failure.
+// `roundelay send … | head -1`: a reader that has left has seen enough. Other lost output is a failure.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1))
 const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
 
-/** Reasons why an address cannot be listened on: as a wrong flag, the user's to mend. */
+/** Reasons why an address cannot be listened on. As with a wrong flag, the user must fix them. */
 const BIND_CODES = new Set(['EADDRINUSE', 'EADDRNOTAVAIL', 'EACCES', 'EAFNOSUPPORT', 'EPERM'])
 
-/** Loaded when called, so that `check` in a container does not load the DNS server. */
+/** Each is loaded when it is called, so that `check` in a container does not load the DNS server. */
 const commands: { readonly [V in VerbName]: () => Promise<{ run: Run<V> }> } = {
   up: () => import('./commands/up.ts'),
   echo: () => import('./commands/echo.ts'),
@@ -49,6 +49,8 @@ function buildVerb<V extends VerbName>(name: V): Command {
   for (const arg of args) verb.addArgument(new Argument(arg.name, arg.help))
   for (const [key, fallback] of Object.entries<string | null>(defaults))
     verb.addOption(buildOption(name, key as FlagName, fallback))
+  const values = Object.keys(defaults).map(key => (flags as Record<string, Flag>)[key]?.value)
+  if (values.includes('TIME')) verb.addHelpText('after', '\nTIME is a number with a unit: 500ms, 5s, 1m, 2h.')
   return verb.action(async () => {
     const options = resolveOptions(name, verb.opts(), process.env)
     const { run } = await commands[name]()
@@ -76,7 +78,10 @@ const program = new Command('roundelay')
   .helpCommand(false)
   .addHelpText(
     'after',
-    '\nEvery flag has a twin in the environment: --ttl 5 is ROUNDELAY_TTL=5.\nStart with: roundelay up',
+    `
+Start with: roundelay up
+The flags of a command: roundelay up --help
+Each flag can also be set by an environment variable: --ttl 5 is ROUNDELAY_TTL=5.`,
   )
 for (const name of Object.keys(verbs) as VerbName[]) program.addCommand(buildVerb(name))
 for (const command of [program, ...program.commands])
@@ -93,7 +98,7 @@ try {
   if (code !== 0) process.exit(code)
 }
 
-/** One line and the exit code: 2 where the user can mend it, 1 for what fails at run time. */
+/** One line and the exit code: 2 for what the user can fix, 1 for what fails at run time. */
 function explain(
   error: NodeJS.ErrnoException & { address?: string; port?: number },
 ): [code: number, line: string] {

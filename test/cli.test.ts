@@ -43,7 +43,7 @@ const wrongValues: readonly [VerbName, flags: Record<string, unknown>, NodeJS.Pr
 ]
 
 test('what cannot be understood ends with exit code 2 and one line that names it', options, async () => {
-  // Two at a time: it is what the machine that runs this has.
+  // Two at a time, as small machines have two cores.
   const left = [...wrongUse]
   const worker = async () => {
     for (let next = left.shift(); next; next = left.shift()) {
@@ -66,7 +66,7 @@ test('a wrong value is named as the user gave it, with the flag or the variable 
     )
 })
 
-test('--help, of the whole and of each verb, and --version are no errors', options, async () => {
+test('--help, of the program and of each verb, and --version are no errors', options, async () => {
   const { code, stdout, stderr } = await run(['--version'])
   assert.deepEqual({ code, stdout, stderr }, { code: 0, stdout: `${version}\n`, stderr: '' })
   const whole = await run(['--help'])
@@ -80,7 +80,7 @@ test('--help, of the whole and of each verb, and --version are no errors', optio
   await Promise.all(helps)
 })
 
-test('without a verb the help stands on stderr and the exit code is 2', options, async () => {
+test('without a verb the help goes to stderr and the exit code is 2', options, async () => {
   const { code, stdout, stderr } = await run([])
   assert.deepEqual([code, stdout], [2, ''])
   assert.match(stderr, /^Usage: roundelay /)

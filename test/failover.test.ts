@@ -18,7 +18,7 @@ const DNS = '127.0.3.53'
 async function startDns(t: TestContext, port: number, args: readonly string[]) {
   const at = ['--listen', `${DNS}:${port}`, '--admin', `${DNS}:0`, '--drain', '0', '--grace', '1s']
   const process = start(t, ['dns', ...at, ...args])
-  const { admin } = await process.line('dns server listens')
+  const { admin } = await process.line('DNS server is listening')
   const resolver = new Resolver()
   resolver.setServers([`${DNS}:${port}`])
   const answer = () => resolver.resolve4(NAME)
@@ -165,13 +165,13 @@ test('a farm that follows another DNS server keeps the last good answer while th
 
   process.kill(leader.process.pid, 'SIGTERM')
   assert.deepEqual(await leader.process.ended, { code: 0, signal: null })
-  const line = await follower.process.line('source fails: the last good answer stays in use')
+  const line = await follower.process.line('source failed: the last good answer stays in use')
   assert.deepEqual([line.level, line.service], ['warn', NAME])
   assert.deepEqual((await follower.answer()).sort(), [...addresses])
   assert.deepEqual([await up(), await failures()], ['0', '1'])
 
   await startLeader(addresses[1])
-  await follower.process.line('source is well again')
+  await follower.process.line('source recovered')
   await follower.until(answer => answer.join() === addresses[1])
   assert.deepEqual([await up(), await failures()], ['1', '1'])
 })

@@ -12,7 +12,7 @@ export const run: Run<'check'> = async (options, [text], { exit }) => {
   if (!result.ok) exit(1)
 }
 
-/** A name is well if one of its addresses is: localhost is often ::1 first, where an IPv4 listener is not. */
+/** One healthy address is enough: localhost is often ::1 first, where an IPv4 server does not listen. */
 async function probeName(
   host: string,
   at: (address: string) => ProbeTarget,

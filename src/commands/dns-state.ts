@@ -1,6 +1,7 @@
-/** What the DNS server tells of itself on its admin port: `/state`, and the sampled half of `/metrics`. */
+/** What the admin server of `dns` shows: `/state`, and the part of `/metrics` that is sampled. */
 import type { Authority } from '../dns/authority.ts'
 import { hostName } from '../dns/zone.ts'
+import type { FarmState, Tallies } from '../ops/events.ts'
 import type { Sample } from '../ops/metrics.ts'
 
 interface StateOptions {
@@ -10,8 +11,8 @@ interface StateOptions {
   readonly services: readonly { readonly name: string; readonly text: string }[]
 }
 
-/** `/state`: the Snapshots, and how often each endpoint stood first. */
-export function state(authority: Authority, options: StateOptions, sourceUp: ReadonlyMap<string, boolean>) {
+/** `/state`: the Snapshots, and how often each endpoint was the first of an answer. */
+export function state(authority: Authority, options: StateOptions, { failingSources }: FarmState) {
   const firsts = authority.firsts()
   return {
     zone: options.zone,
@@ -21,7 +22,7 @@ export function state(authority: Authority, options: StateOptions, sourceUp: Rea
     services: authority.snapshots.map(({ service, ready, failedOpen, endpoints }) => ({
       service,
       source: options.services.find(({ name }) => name === service)?.text,
-      sourceUp: sourceUp.get(service),
+      sourceUp: !failingSources.has(service),
       ready,
       failedOpen,
       endpoints: endpoints.map(endpoint => ({
@@ -33,27 +34,23 @@ export function state(authority: Authority, options: StateOptions, sourceUp: Rea
   }
 }
 
-/** Over A and AAAA of the service. */
-export const firstCount = (
-  firsts: ReturnType<Authority['firsts']>,
-  service: string,
-  address: string,
-): number =>
+/** The sum over A and AAAA of the service. */
+export const firstCount = (firsts: Tallies['firsts'], service: string, address: string): number =>
   firsts
     .filter(first => first.name === service && first.address === address)
     .reduce((sum, { count }) => sum + count, 0)
 
 const states = ['checking', 'up', 'down', 'draining'] as const
 
-/** What `/metrics` reads when it is scraped. */
-export function samples(authority: Authority, sourceUp: ReadonlyMap<string, boolean>): Sample[] {
+/** The values that `/metrics` reads when Prometheus scrapes. */
+export function samples(authority: Authority, { failingSources }: FarmState): Sample[] {
   const list: Sample[] = [['roundelay_dns_zone_serial', {}, authority.serial]]
   for (const { name, type, address, count } of authority.firsts())
     list.push(['roundelay_dns_first_total', { name, type, address }, count])
   for (const { service, ready, failedOpen, endpoints } of authority.snapshots) {
     list.push(['roundelay_service_ready', { service }, Number(ready)])
     list.push(['roundelay_service_failed_open', { service }, Number(failedOpen)])
-    list.push(['roundelay_source_up', { service }, Number(sourceUp.get(service) ?? true)])
+    list.push(['roundelay_source_up', { service }, Number(!failingSources.has(service))])
     for (const state of states) {
       const count = endpoints.filter(endpoint => endpoint.state === state).length
       list.push(['roundelay_service_endpoints', { service, state }, count])

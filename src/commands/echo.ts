@@ -3,9 +3,10 @@ import { hostname } from 'node:os'
 import { formatAddress, type SocketAddress, type Transport } from '../address.ts'
 import { UsageError } from '../errors.ts'
 import { retryWithoutIpv6 } from '../net/bind.ts'
-import { startAdmin } from '../ops/admin.ts'
+import { serveHttp } from '../ops/http.ts'
 import { createLog } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
+import { endOnSignals, Shutdown } from '../ops/shutdown.ts'
 import { echo } from '../protocols.ts'
 import { type EchoService, type ModelName, models, type ServerModel } from '../servers/service.ts'
 import { whyUnavailable } from '../sys/available.ts'
@@ -73,29 +74,29 @@ export const run: Run<'echo'> = async (options, _args, { version, exit, takeSign
     counters,
   })
   const state = () => ({ model, transports, counters, ...service.children?.() })
-  let admin: SocketAddress
-  try {
-    admin = await startAdmin({
-      listen: options.admin,
-      log,
-      metrics: new Metrics('echo', version),
-      samples: () => samples(service),
-      documents: { '/whoami': whoami, '/state': state },
-      notReady: () => service.notReady?.(),
-      connections: () => counters.active,
-      close: deadline => service.close(deadline),
-      drainMs: options.drain,
-      graceMs: options.grace,
-      exit,
-      takeSignals,
-    })
-  } catch (error) {
+  const shutdown = new Shutdown({
+    log,
+    close: deadline => service.close(deadline),
+    drainMs: options.drain,
+    graceMs: options.grace,
+    exit,
+  })
+  const metrics = new Metrics('echo', version)
+  const site = {
+    draining: () => shutdown.draining,
+    notReady: () => service.notReady?.(),
+    connections: () => counters.active,
+    metrics: () => metrics.expose(samples(service)),
+    documents: { '/whoami': whoami, '/state': state },
+  }
+  const admin = await serveHttp(options.admin, site, log).catch(async error => {
     await service.close(AbortSignal.abort())
     throw error
-  }
+  })
+  endOnSignals(admin.server, shutdown, log, takeSignals)
   const listening = service.addresses.map(formatAddress)
   log.info(
-    { model, transports, listen: listening, admin: formatAddress(admin), version },
+    { model, transports, listen: listening, admin: formatAddress(admin.address), version },
     'echo replica ready',
   )
 }

@@ -9,9 +9,10 @@ import { describe, type Entry, type InternalName, leaveToLast } from '../inetd/e
 import type { Inetd } from '../inetd/inetd.ts'
 import type { Configured } from '../inetd/service.ts'
 import { type Account, findAccount } from '../inetd/users.ts'
-import { startAdmin } from '../ops/admin.ts'
+import { serveHttp } from '../ops/http.ts'
 import { createLog } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
+import { endOnSignals, Shutdown } from '../ops/shutdown.ts'
 import { type Protocol, smallServices } from '../protocols.ts'
 import { whyUnavailable } from '../sys/available.ts'
 import type { Run } from './options.ts'
@@ -64,25 +65,28 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
     log.info({ files, services: configured.length, bad: problems.length }, 'configuration read')
   }
   const services = () => inetd.rows()
-  const admin = await startAdmin({
-    listen: options.admin,
+  const shutdown = new Shutdown({
     log,
-    metrics: new Metrics('inetd', version),
-    samples: () => samples(inetd),
-    documents: { '/state': () => ({ files, services: services() }) },
-    notReady: () => (applied ? undefined : 'starting'),
-    connections: () => services().reduce((sum, { running }) => sum + running, 0),
     close: deadline => inetd.close(deadline),
-    // No DNS answers send clients here, so there is nothing to leave before the end.
+    // No DNS answers send clients here, so there are no caches that must forget it first.
     drainMs: 0,
     graceMs: options.drain,
     exit,
-    takeSignals,
   })
+  const metrics = new Metrics('inetd', version)
+  const site = {
+    draining: () => shutdown.draining,
+    notReady: () => (applied ? undefined : 'starting'),
+    connections: () => services().reduce((sum, { running }) => sum + running, 0),
+    metrics: () => metrics.expose(samples(inetd)),
+    documents: { '/state': () => ({ files, services: services() }) },
+  }
+  const admin = await serveHttp(options.admin, site, log)
+  endOnSignals(admin.server, shutdown, log, takeSignals)
   begin()
   await applying
   applied = true
-  log.info({ admin: formatAddress(admin), version }, 'inetd ready')
+  log.info({ admin: formatAddress(admin.address), version }, 'inetd ready')
 }
 
 interface Read {

@@ -1,4 +1,4 @@
-/** The one table of verbs and flags: --help, the environment twins, the README and the parsers all come from it. */
+/** The one table of verbs and flags, for --help, environment twins, documentation and parsers. */
 
 import { ipAddress, socketAddress } from '../address.ts'
 import { resolveModes } from '../client/resolve.ts'
@@ -18,24 +18,24 @@ import {
 } from './values.ts'
 
 export interface Flag {
-  /** What stands for the value in --help; undefined for a switch. */
+  /** The name of the value in --help; undefined for a switch. */
   readonly value?: string
   readonly parse: (text: string) => unknown
   readonly short?: string
-  /** May be given more than once; the environment twin is split at white space. */
+  /** The flag may be given more than once; its environment twin is split at white space. */
   readonly repeat?: true
   readonly help: string
 }
 
-/** What the command line gives each command. */
+/** What the command line passes to each command. */
 export interface Context {
   readonly version: string
   readonly exit: (code: number) => void
-  /** SIGTERM and SIGINT end the process at once until a server takes them over. */
+  /** SIGTERM and SIGINT end the process at once until a server calls this and handles them itself. */
   readonly takeSignals: () => void
 }
 
-/** What each file in this folder exports as `run`. A server's resolves when it serves; the others' when they are done. */
+/** What the file of a verb exports as `run`. A server's resolves when it serves, another's when it is done. */
 export type Run<V extends VerbName> = (
   options: Options<V>,
   args: readonly string[],
@@ -56,20 +56,23 @@ export const flags = {
     value: 'ADDR:PORT',
     parse: text => socketAddress(text),
     repeat: true,
-    help: 'where to listen, UDP and TCP',
+    help: 'the address to listen on, over UDP and TCP',
   },
   admin: {
     value: 'ADDR:PORT',
     parse: text => socketAddress(text),
-    help: 'where to serve /livez /readyz /metrics over HTTP',
+    help: 'the address that serves /livez, /readyz and /metrics over HTTP',
   },
-  adminPort: { value: 'PORT', parse: port, help: "the replicas' admin port" },
-  zone: { value: 'NAME', parse: domainName, help: 'the zone to be authoritative for' },
+  adminPort: { value: 'PORT', parse: port, help: 'the admin port of the replicas' },
+  zone: { value: 'NAME', parse: domainName, help: 'the zone that the DNS server is authoritative for' },
   service: {
     value: 'NAME=SOURCE',
     parse: parseService,
     repeat: true,
-    help: 'a name that rotates over endpoints; without a final dot it is relative to the zone, @ is the zone itself; SOURCE is static:ADDR[*WEIGHT],…, dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE',
+    help:
+      'a name that rotates over endpoints. NAME is relative to the zone unless it ends with a ' +
+      'dot; @ is the zone itself. SOURCE is static:ADDR[*WEIGHT],…, ' +
+      'dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE',
   },
   policy: {
     value: 'POLICY',
@@ -77,29 +80,49 @@ export const flags = {
     help: `the order of answers: ${policies.map(policy => policy.name).join(', ')}`,
   },
   ttl: { value: 'SECONDS', parse: integer(0, 2 ** 31 - 1), help: 'how long caches may keep an answer' },
-  answers: { value: 'N', parse: integer(1, 65535), help: 'give only the first N records of the order' },
+  answers: { value: 'N', parse: integer(1, 65535), help: 'put only the first N addresses into an answer' },
   port: { value: 'PORT', parse: port, help: 'the port of the echo service' },
   nsAddress: {
     value: 'ADDR',
     parse: ipAddress,
     repeat: true,
-    help: "this server's address as clients know it, for its NS record [default: the addresses it listens on]",
+    help:
+      'the address at which clients reach this server, for its NS record [default: the ' +
+      'addresses that it listens on]',
   },
-  serverId: { value: 'TEXT', parse: serverId, help: 'what id.server and NSID say [default: the host name]' },
+  serverId: {
+    value: 'TEXT',
+    parse: serverId,
+    help: 'the text that id.server and NSID give [default: the host name]',
+  },
   check: {
     value: 'CHECK',
     parse: parseCheck,
     repeat: true,
-    help: 'how endpoints are checked, all must pass: udp:PORT, tcp:PORT, http:PORT/path, none',
+    help:
+      'how endpoints are checked: udp:PORT, tcp:PORT, http:PORT/path or none; of several checks' +
+      ' all must pass',
   },
-  checkInterval: { value: 'TIME', parse: period, help: 'from the start of a check to the start of the next' },
-  checkTimeout: { value: 'TIME', parse: period, help: 'a check without an answer by then has failed' },
-  rise: { value: 'N', parse: integer(1, 100), help: 'passes in a row that bring an endpoint back' },
-  fall: { value: 'N', parse: integer(1, 100), help: 'failures in a row that take an endpoint out' },
+  checkInterval: {
+    value: 'TIME',
+    parse: period,
+    help: 'time from the start of a check to the start of the next',
+  },
+  checkTimeout: { value: 'TIME', parse: period, help: 'a check fails if it has no answer after this time' },
+  rise: {
+    value: 'N',
+    parse: integer(1, 100),
+    help: 'a failed endpoint is healthy again after N passed checks in a row',
+  },
+  fall: {
+    value: 'N',
+    parse: integer(1, 100),
+    help: 'an endpoint is unhealthy after N failed checks in a row',
+  },
   fail: {
     value: 'MODE',
     parse: oneOf('open', 'closed'),
-    help: 'when every endpoint is down, answer with all (open) or none (closed)',
+    help: 'when no endpoint is healthy, answer with all of them (open) or with none (closed)',
   },
   model: {
     value: 'MODEL',
@@ -119,16 +142,20 @@ export const flags = {
   maxPerIp: {
     value: 'N',
     parse: integer(0, 1_000_000),
-    help: 'programs at a time for one client address; over it a connection is closed; 0: no limit',
+    help:
+      'how many programs may run for one client address; further connections are closed; 0 ' +
+      'means no limit',
   },
   ratePerIp: {
     value: 'N',
     parse: integer(0, 1_000_000),
-    help: 'programs started in a minute for one client address; over it a connection is closed; 0: no limit',
+    help:
+      'how many programs may be started per minute for one client address; further connections ' +
+      'are closed; 0 means no limit',
   },
   verify: {
     parse: toggle,
-    help: 'only parse, say in plain words what each entry does; exit code 1 if any is bad',
+    help: 'only read the configuration and explain each entry; the exit code is 1 if an entry is wrong',
   },
   start: { value: 'N', parse: integer(0, 10_000), help: 'prefork: processes to begin with' },
   minSpare: {
@@ -149,57 +176,82 @@ export const flags = {
   idleTimeout: {
     value: 'TIME',
     parse: period,
-    help: 'close a TCP connection on which nothing moved for so long',
+    help: 'close a TCP connection that has been idle for this time',
   },
   name: {
     value: 'TEXT',
     parse: serverId,
-    help: 'who /whoami says it is [default: POD_NAME or the host name]',
+    help: 'the name that /whoami shows [default: POD_NAME or the host name]',
   },
-  drain: { value: 'TIME', parse: duration, help: 'after SIGTERM, go on serving (not ready) for so long' },
-  grace: { value: 'TIME', parse: duration, help: 'then let what is open finish for so long' },
+  drain: {
+    value: 'TIME',
+    parse: duration,
+    help: 'after SIGTERM, report "not ready" but serve for this time',
+  },
+  grace: { value: 'TIME', parse: duration, help: 'then give open connections this time to finish' },
   stdio: {
     parse: toggle,
-    help: 'serve descriptor 0 and end: a connection, a listening or a UDP socket, as inetd hands it over',
+    help:
+      'serve the socket that inetd passes as descriptor 0 (a connection, a listening or a UDP ' +
+      'socket), then end',
   },
-  tied: { parse: toggle, help: 'end at once when standard input ends (how up ties its replicas to itself)' },
-  udp: { parse: toggle, help: 'over UDP (the default)' },
-  tcp: { parse: toggle, help: 'over TCP' },
+  tied: {
+    parse: toggle,
+    help: 'end at once when standard input ends; up starts its replicas with this flag',
+  },
+  udp: { parse: toggle, help: 'use UDP (the default)' },
+  tcp: { parse: toggle, help: 'use TCP' },
   timeout: { value: 'TIME', parse: period, help: 'how long to wait for a reply' },
   dns: {
     value: 'SERVER[:PORT]',
     parse: text => socketAddress(text, 53),
-    help: 'ask this DNS server, not the system',
+    help: 'look names up at this DNS server instead of the system resolver',
   },
-  connections: { value: 'N', parse: integer(1, 100_000), help: 'how many connections (UDP: sockets)' },
-  outstanding: { value: 'N', parse: integer(1, 100_000), help: 'operations in flight on each connection' },
-  size: { value: 'OCTETS', parse: integer(0, 65_507), help: 'how long each payload is; over TCP at least 1' },
+  connections: {
+    value: 'N',
+    parse: integer(1, 100_000),
+    help: 'how many connections to open (over UDP: sockets)',
+  },
+  outstanding: {
+    value: 'N',
+    parse: integer(1, 100_000),
+    help: 'how many operations are in flight on each connection',
+  },
+  size: {
+    value: 'OCTETS',
+    parse: integer(0, 65_507),
+    help: 'the length of each payload; over TCP at least 1',
+  },
   rate: {
     value: 'N',
     parse: integer(0, 10_000_000),
-    help: 'operations a second over all connections, due whatever the server does (open loop); 0: each reply makes the next (closed loop)',
+    help:
+      'operations per second over all connections, sent even if the server is slow (open loop);' +
+      ' 0: each reply starts the next operation (closed loop)',
   },
-  duration: { value: 'TIME', parse: period, help: 'how long to send' },
+  duration: { value: 'TIME', parse: period, help: 'how long to send load' },
   resolve: {
     value: 'MODE',
     parse: oneOf(...resolveModes),
-    help: 'ask for the name once for each connection (each), once for all (once), or when the TTL is over, as a cache does (ttl); the first address is taken',
+    help:
+      'look the name up for each connection (each), once for all (once), or when the TTL has ' +
+      'expired, as a cache does (ttl); the first address is used',
   },
   newConnection: {
     parse: toggle,
-    help: 'a new connection for each operation, whose time begins with the look-up',
+    help: 'open a new connection for each operation; its time includes the look-up',
   },
   seed: {
     value: 'N',
     parse: integer(0, 2 ** 32 - 1),
-    help: 'what the payloads are made from: the same seed, the same octets',
+    help: 'start of the pseudorandom payloads: the same seed gives the same octets',
   },
-  json: { parse: toggle, help: 'print one JSON object' },
-  verbose: { short: '-v', parse: toggle, help: 'say which address answered, and how fast' },
+  json: { parse: toggle, help: 'print the report as one JSON object' },
+  verbose: { short: '-v', parse: toggle, help: 'print which address answered, and how fast' },
   logLevel: {
     value: 'LEVEL',
     parse: oneOf(...logLevels),
-    help: `log from this level on: ${logLevels.join(', ')}`,
+    help: `write log lines of this level and above: ${logLevels.join(', ')}`,
   },
 } as const satisfies Record<string, Flag>
 
@@ -209,9 +261,9 @@ interface Verb {
   readonly summary: string
   /** Positional arguments, in commander's notation. */
   readonly args: readonly { readonly name: string; readonly help: string }[]
-  /** The flags it takes, each with its default as a user would write it; null where there is none. */
+  /** The flags of the verb, each with its default as a user would write it; null where there is none. */
   readonly flags: { readonly [F in FlagName]?: string | null }
-  /** Where a flag means something more special than its own help says. */
+  /** Where a flag has a more special meaning for this verb than its own help says. */
   readonly help?: { readonly [F in FlagName]?: string }
 }
 
@@ -229,7 +281,7 @@ const drainFlags = { drain: '7s', grace: '5s', ...logFlags } as const
 export const verbs = {
   up: {
     summary:
-      'start the whole farm here: echo replicas on 127.0.1.x and the DNS server that rotates over them',
+      'start a farm on this machine: echo replicas on 127.0.1.x and the DNS server that rotates over them',
     args: [],
     flags: {
       replicas: '3',
@@ -242,7 +294,7 @@ export const verbs = {
       ...logFlags,
     },
     help: {
-      listen: 'where the DNS server listens, UDP and TCP',
+      listen: 'the address that the DNS server listens on, over UDP and TCP',
       port: 'the port of the echo replicas',
       check: 'how replicas are checked [default: udp:PORT and http:ADMIN-PORT/readyz]',
     },
@@ -269,9 +321,9 @@ export const verbs = {
       ...drainFlags,
     },
     help: {
-      listen: 'where to listen',
-      udp: 'over UDP only [default: over all that the model is made for]',
-      tcp: 'over TCP only',
+      listen: 'the address to listen on',
+      udp: 'serve only UDP [default: every transport of the model]',
+      tcp: 'serve only TCP',
     },
   },
   dns: {
@@ -288,11 +340,10 @@ export const verbs = {
       admin: '0.0.0.0:8080',
       ...drainFlags,
     },
-    help: { port: 'the port of the echo replicas, for SRV' },
+    help: { port: 'the port of the echo replicas, for SRV records' },
   },
   inetd: {
-    summary:
-      'run the internet superserver: start a server only when a client arrives, as /etc/inetd.conf says',
+    summary: 'run the internet superserver: it starts a server only when a client arrives (/etc/inetd.conf)',
     args: [{ name: '[conf...]', help: 'configuration files (default: /etc/inetd.conf)' }],
     flags: {
       verify: 'false',
@@ -306,22 +357,22 @@ export const verbs = {
       ...logFlags,
     },
     help: {
-      maxChildren: 'programs at a time, over all services; more clients wait, none is refused',
-      maxConnections: 'TCP connections at a time to one internal service; more wait, none is refused',
-      idleTimeout: 'close a connection to an internal service on which nothing moved for so long',
-      drain: 'after SIGTERM, let running programs finish for so long',
+      maxChildren: 'how many programs may run, over all services; more clients wait, none is refused',
+      maxConnections: 'how many TCP connections one internal service has at most; more wait, none is refused',
+      idleTimeout: 'close a connection to an internal service that has been idle for this time',
+      drain: 'after SIGTERM, give running programs this time to finish',
     },
   },
   send: {
     summary: 'send each message to an echo server and print what comes back',
     args: [
       { name: '<host>', help: 'a name or an address' },
-      { name: '<message...>', help: 'what to send, one by one' },
+      { name: '<message...>', help: 'the messages, which are sent one after the other' },
     ],
     flags: { udp: 'false', tcp: 'false', port: '7007', timeout: '2s', dns: null, verbose: 'false' },
   },
   load: {
-    summary: 'put load on echo servers, and say how fast they answer and how evenly DNS spreads it',
+    summary: 'put load on echo servers; report how fast they answer and how evenly DNS spreads the load',
     args: [{ name: '<host>', help: 'a name or an address' }],
     flags: {
       udp: 'false',
@@ -339,10 +390,10 @@ export const verbs = {
       seed: '1',
       json: 'false',
     },
-    help: { timeout: 'an operation without its reply by then is lost' },
+    help: { timeout: 'an operation without a reply after this time is lost' },
   },
   check: {
-    summary: 'probe a server once, for health checks: exit code 0 or 1, one line of why',
+    summary: 'probe a server once, for health checks: prints one line, the exit code is 0 (healthy) or 1',
     args: [{ name: '<target>', help: 'udp://HOST:PORT, tcp://HOST:PORT or http://HOST[:PORT]/path' }],
     flags: { timeout: '2s' },
   },
@@ -359,7 +410,7 @@ type Value<F extends FlagName> = (typeof flags)[F] extends { repeat: true }
 export type Options<V extends VerbName> = {
   readonly [F in keyof FlagsOf<V> & FlagName]: Value<F> | (FlagsOf<V>[F] extends null ? undefined : never)
 } & {
-  /** The options that the user set, and where. */
+  /** The options that the user set, and where they were set. */
   readonly given: ReadonlyMap<FlagName, 'flag' | 'environment'>
 }
 
@@ -367,7 +418,7 @@ export const flagText = (name: FlagName): string => `--${name.replace(/[A-Z]/g, 
 export const envText = (name: FlagName): string =>
   `ROUNDELAY_${name.replace(/[A-Z]/g, c => `_${c}`).toUpperCase()}`
 
-/** The help of a flag, as this verb means it. */
+/** The help of a flag for this verb. */
 export const helpText = (verb: VerbName, name: FlagName): string => {
   const special: Verb['help'] = (verbs[verb] as Verb).help
   return special?.[name] ?? flags[name].help

@@ -1,4 +1,4 @@
-/** The replicas that `up` starts: each a process of its own, tied to this one, none of them started again. */
+/** The replicas that `up` starts. Each is a process that ends with this one; none of them is restarted. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, realpathSync } from 'node:fs'
@@ -17,30 +17,34 @@ const START_TIMEOUT_MS = 60_000
 const START_POLL_MS = 50
 const STOP_TIMEOUT_MS = 1000
 
-export interface Place {
+export interface ReplicaAddresses {
   readonly listen: SocketAddress
   readonly admin: SocketAddress
 }
 
-export interface Replica extends Place {
+export interface Replica extends ReplicaAddresses {
   readonly process: ChildProcess
   /** How it ended; undefined while it runs. */
   ended: string | undefined
 }
 
-/** Where standard output goes: to ours, or by lines to `onLine`. */
-function startReplica(place: Place, logLevel: string, onLine: ((line: string) => void) | undefined): Replica {
-  const args = [...echoArgs(place), '--name', place.listen.address, '--log-level', logLevel, '--tied']
-  // The pipe is never written: its end, which the kernel brings about even after SIGKILL, ends the replica.
+/** The replica's standard output goes to `onLine`, line by line, or else to our own. */
+function startReplica(
+  addresses: ReplicaAddresses,
+  logLevel: string,
+  onLine: ((line: string) => void) | undefined,
+): Replica {
+  const args = [...echoArgs(addresses), '--name', addresses.listen.address, '--log-level', logLevel, '--tied']
+  // This pipe is never written. The kernel closes it when we end, even by SIGKILL: then the replica ends.
   const child = spawn(process.execPath, [cli, ...args], {
     stdio: ['pipe', onLine ? 'pipe' : 'inherit', 'inherit'],
     env: {
       ...compileCache(),
-      // Only `up` heeds the twins of its flags; a replica has what it is given.
+      // The environment twins of flags are meant for `up`; a replica only gets the flags above.
       ...Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('ROUNDELAY_'))),
     },
   })
-  const replica: Replica = { ...place, process: child, ended: undefined }
+  const replica: Replica = { ...addresses, process: child, ended: undefined }
   if (child.stdout && onLine) createInterface(child.stdout).on('line', onLine)
   child.stdin?.on('error', () => {})
   child.once('exit', (code, signal) => {
@@ -50,27 +54,28 @@ function startReplica(place: Place, logLevel: string, onLine: ((line: string) =>
 }
 
 /**
- * Resolves when all are ready. A few start at a time: two hundred together would take a minute to give the first
- * sign of life.
+ * Resolves when all are ready. Only a few start at a time: of two hundred that start together, none is ready
+ * before a minute has passed.
  */
 export async function startReplicas(
-  places: readonly Place[],
+  all: readonly ReplicaAddresses[],
   logLevel: string,
   onLine: ((line: string) => void) | undefined,
 ): Promise<Replica[]> {
   const replicas: Replica[] = []
-  const left = places.entries()
+  const left = all.entries()
   const startSome = async () => {
-    for (const [i, place] of left) {
-      replicas[i] = startReplica(place, logLevel, onLine)
-      await waitUntilReady(replicas[i])
+    for (const [i, addresses] of left) {
+      const replica = startReplica(addresses, logLevel, onLine)
+      replicas[i] = replica
+      await waitUntilReady(replica)
     }
   }
   await Promise.all(Array.from({ length: 2 * availableParallelism() }, startSome))
   return replicas
 }
 
-/** Rejects when the replica ends instead, or takes longer than a minute. */
+/** Rejects when the replica ends instead or is not ready within a minute. */
 async function waitUntilReady(replica: Replica): Promise<void> {
   const limit = AbortSignal.timeout(START_TIMEOUT_MS)
   while (!replica.ended && !limit.aborted) {
@@ -83,7 +88,7 @@ async function waitUntilReady(replica: Replica): Promise<void> {
   )
 }
 
-/** Resolves when the process is gone. */
+/** Resolves when the process has ended. */
 export async function stopReplica({ process, ended }: Replica): Promise<void> {
   if (ended) return
   const exit = once(process, 'exit')
@@ -93,7 +98,7 @@ export async function stopReplica({ process, ended }: Replica): Promise<void> {
   clearTimeout(late)
 }
 
-const echoArgs = ({ listen, admin }: Place): string[] => [
+const echoArgs = ({ listen, admin }: ReplicaAddresses): string[] => [
   'echo',
   '--listen',
   formatAddress(listen),
@@ -101,13 +106,14 @@ const echoArgs = ({ listen, admin }: Place): string[] => [
   formatAddress(admin),
 ]
 
-/** `node src/cli.ts` as a person in this directory would have to type it to get this very Node. */
+/** `node src/cli.ts` as a person in the current directory must type it to run this same Node. */
 export function selfCommand(): string {
-  // What npm puts there is a link: shorter to read and to type than where it leads to.
+  // npm puts a link there, which is shorter to read and to type than its target.
   const link = join(dirname(cli), '../node_modules/.bin/node')
   const node =
     existsSync(link) && realpathSync(link) === realpathSync(process.execPath) ? link : process.execPath
   return [node, cli].map(path => relative('', path)).join(' ')
 }
 
-export const startCommand = (place: Place): string => `${selfCommand()} ${echoArgs(place).join(' ')}`
+export const startCommand = (addresses: ReplicaAddresses): string =>
+  `${selfCommand()} ${echoArgs(addresses).join(' ')}`

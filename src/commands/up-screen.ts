@@ -1,14 +1,14 @@
-/** What `up` shows on a terminal: a block of lines that is painted over in place, and log lines above it. */
+/** What `up` shows on a terminal: a block of lines that is repainted in place, and log lines above it. */
 import type { WriteStream } from 'node:tty'
 import { stripVTControlCharacters } from 'node:util'
 
 export interface Row {
   readonly address: string
   readonly state: string
-  /** What the last check said. */
+  /** The result of the last check. */
   readonly checks: string
   readonly first: number
-  /** Undefined until the replica has told. */
+  /** Undefined until the replica has been asked. */
   readonly datagrams: number | undefined
   readonly connections: number | undefined
 }
@@ -16,7 +16,7 @@ export interface Row {
 const header = ['replica', 'state', 'first', 'datagrams', 'connections', 'checks']
 const colours: { readonly [state: string]: number } = { up: 32, down: 31, draining: 33, checking: 36 }
 
-/** One line per replica under a header; at most `maxRows` of them. */
+/** A header and one line per replica, for at most `maxRows` replicas. */
 export function tableLines(rows: readonly Row[], maxRows: number): string[] {
   const cells = rows.map(row => [
     row.address,
@@ -44,13 +44,13 @@ export class Screen {
 
   constructor(out: WriteStream) {
     this.#out = out
-    // The terminal has laid the old block out anew: it stays where it is, and the next one stands below.
+    // The terminal may have wrapped the old block differently: leave it, and paint the next one below it.
     out.on('resize', () => {
       this.#block = ''
     })
   }
 
-  /** Some terminals say 0 for "unknown". */
+  /** Some terminals report 0 rows when they do not know. */
   get rows(): number {
     return this.#out.rows || 24
   }
@@ -59,7 +59,7 @@ export class Screen {
     return this.#out.columns || 80
   }
 
-  /** Replaces the block. What does not fit on the terminal is left out: above its top nothing can be painted over. */
+  /** Replaces the block. Lines that do not fit are left out: what has scrolled away cannot be repainted. */
   show(lines: readonly string[]): void {
     const clear = this.#clear()
     this.#block = ''
@@ -71,12 +71,12 @@ export class Screen {
     this.#out.write(clear + this.#block)
   }
 
-  /** Writes text above the block, where it stays. */
+  /** Writes text above the block; it stays there. */
   print(text: string): void {
     this.#out.write(this.#clear() + (text.endsWith('\n') ? text : `${text}\n`) + this.#block)
   }
 
-  /** Lines of the terminal that a line of text takes. */
+  /** How many lines of the terminal a line of text takes. */
   #height(line: string): number {
     return Math.max(1, Math.ceil(stripVTControlCharacters(line).length / this.#columns))
   }

@@ -1,5 +1,8 @@
-/** The log: one JSON line an event, or coloured text for people. Never a line per query or datagram. */
+/**
+ * The log: one JSON line per event, or coloured text for people. It never has a line per query or datagram.
+ */
 import { type Logger, pino } from 'pino'
+import type { Subscriber } from './events.ts'
 
 export type { Logger }
 
@@ -7,11 +10,11 @@ export const logLevels = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 's
 
 interface LogOptions {
   readonly level: (typeof logLevels)[number]
-  /** Stands in every line: which program speaks. */
+  /** A field of every line: the program that writes it. */
   readonly name: string
 }
 
-/** To standard output. A terminal gets text, through `write`; all else gets JSON. */
+/** Writes to standard output. A terminal receives text, through `write`; anything else receives JSON. */
 export async function createLog(
   { level, name }: LogOptions,
   write = (text: string): void => void process.stdout.write(text),
@@ -23,9 +26,9 @@ export async function createLog(
     formatters: { level: (label: string) => ({ level: label }) },
   }
   if (!process.stdout.isTTY) {
-    // Written at once: what is said last before an exit must not be lost, nor overtake what was said before.
+    // Synchronous, so that no line is lost at an exit and no line overtakes an earlier one.
     const stdout = pino.destination({ dest: 1, sync: true })
-    // A full disk or a reader that left costs the lines, not the service.
+    // After an error (the disk is full, the reader has left) lines are lost, but the server must go on.
     stdout.on('error', () => {})
     return pino(options, stdout)
   }
@@ -33,13 +36,44 @@ export async function createLog(
   return pino(options, { write: line => write(format(line)) })
 }
 
-/** One JSON line of ours as coloured text for people. */
+/** Formats one JSON line of this log as coloured text for people. */
 export async function textFormat(): Promise<(line: string) => string> {
   const { prettyFactory } = await import('pino-pretty')
   return prettyFactory({
     colorize: true,
-    ignore: 'pid,hostname,name',
+    // The last three repeat the message of the line.
+    ignore: 'pid,hostname,name,endpoint,from,to',
     translateTime: 'SYS:HH:MM:ss.l',
     singleLine: true,
   })
 }
+
+/** Writes what the event hub publishes to the log. */
+export const logSubscriber =
+  (log: Pick<Logger, 'debug' | 'info' | 'warn'>): Subscriber =>
+  event => {
+    switch (event.type) {
+      case 'endpoint': {
+        const { service, address, from, to, detail } = event
+        // An endpoint that was never up has not gone down; most likely it is still starting.
+        const worse = (to === 'down' && from === 'up') || to === 'draining'
+        const level = worse ? 'warn' : to === 'checking' ? 'debug' : 'info'
+        const now = to === 'absent' ? 'gone' : to
+        return log[level]({ service, endpoint: address, from, to, detail }, `endpoint ${address} is ${now}`)
+      }
+      case 'ready': {
+        const { service, endpoints } = event
+        return log.info({ service, endpoints }, 'service ready: the first round of checks is over')
+      }
+      case 'source': {
+        const { service, source, error } = event
+        if (error === undefined) return log.info({ service, source }, 'source recovered')
+        const message = 'source failed: the last good answer stays in use'
+        return log.warn({ service, source, reason: error }, message)
+      }
+      case 'replica': {
+        const { address, ended, startAgain } = event
+        if (ended !== undefined) log.warn({ by: ended, startAgain }, `replica ${address} ended`)
+      }
+    }
+  }

@@ -1,146 +1,193 @@
-/** Every metric, declared once (the README's table is checked against this), and its two registries. */
+/** Every metric, declared once, and the registry of a process. The table is also in the documentation. */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
+import type { Subscriber } from './events.ts'
 
 /** Names after CoreDNS's and Prometheus' own rules. */
 export const metrics = {
   roundelay_build_info: {
+    role: 'every',
     type: 'gauge',
     labels: ['version'],
-    help: 'Always 1; the label says which version runs.',
+    help: 'Always 1; the label is the version that runs.',
   },
 
   roundelay_echo_datagrams_total: {
+    role: 'echo',
     type: 'counter',
     labels: ['result'],
-    help: 'UDP datagrams by result: echoed, dropped_loop (from a port that answers by itself), dropped_overload, failed (could not be sent).',
+    help:
+      'UDP datagrams by result: echoed, dropped_loop (from a port that answers by itself), ' +
+      'dropped_overload, failed (could not be sent).',
   },
-  roundelay_echo_connections_total: { type: 'counter', labels: [], help: 'TCP connections served.' },
-  roundelay_echo_connections_active: { type: 'gauge', labels: [], help: 'TCP connections being served now.' },
+  roundelay_echo_connections_total: {
+    role: 'echo',
+    type: 'counter',
+    labels: [],
+    help: 'TCP connections served.',
+  },
+  roundelay_echo_connections_active: {
+    role: 'echo',
+    type: 'gauge',
+    labels: [],
+    help: 'TCP connections being served now.',
+  },
   roundelay_echo_connections_waiting: {
+    role: 'echo',
     type: 'gauge',
     labels: [],
     help: "TCP connections in the kernel's queue, not accepted yet.",
   },
   roundelay_echo_children: {
+    role: 'echo',
     type: 'gauge',
     labels: ['state'],
     help: 'Processes of the concurrent and prefork models by state: starting, idle, busy, stopping.',
   },
   roundelay_echo_forks_total: {
+    role: 'echo',
     type: 'counter',
     labels: [],
-    help: 'Processes that these models have made.',
+    help: 'Processes that these models have started.',
   },
   roundelay_echo_child_failures_total: {
+    role: 'echo',
     type: 'counter',
     labels: [],
-    help: 'Processes of these models that ended otherwise than they should.',
+    help: 'Processes of these models that ended with an error.',
   },
 
   roundelay_inetd_started_total: {
+    role: 'inetd',
     type: 'counter',
     labels: ['service', 'sockets'],
     help: 'Programs started, by service, such as ftp/tcp, and its sockets.',
   },
-  roundelay_inetd_running: { type: 'gauge', labels: ['service', 'sockets'], help: 'Programs that run now.' },
+  roundelay_inetd_running: {
+    role: 'inetd',
+    type: 'gauge',
+    labels: ['service', 'sockets'],
+    help: 'Programs that run now.',
+  },
   roundelay_inetd_failed_total: {
+    role: 'inetd',
     type: 'counter',
     labels: ['service', 'sockets'],
     help: 'Programs that ended with an exit code other than 0, or by a signal.',
   },
   roundelay_inetd_refused_total: {
+    role: 'inetd',
     type: 'counter',
     labels: ['service', 'sockets'],
-    help: 'Connections closed without a program: over a limit, or the system had no more processes.',
+    help:
+      'Connections closed without a program, because of a limit or because the system had no ' +
+      'more processes.',
   },
   roundelay_inetd_service_up: {
+    role: 'inetd',
     type: 'gauge',
     labels: ['service', 'sockets'],
-    help: '0 while the service is switched off: looping, or its socket cannot be had.',
+    help: '0 while the service is switched off, because it loops or its socket cannot be opened.',
   },
 
   roundelay_dns_requests_total: {
+    role: 'dns',
     type: 'counter',
     labels: ['proto', 'type'],
     help: 'DNS queries answered, by transport and query type.',
   },
   roundelay_dns_responses_total: {
+    role: 'dns',
     type: 'counter',
     labels: ['proto', 'rcode'],
     help: 'DNS responses, by transport and response code.',
   },
   roundelay_dns_responses_truncated_total: {
+    role: 'dns',
     type: 'counter',
     labels: ['proto'],
-    help: 'DNS responses with the TC bit: the client has to ask again over TCP.',
+    help: 'DNS responses with the TC bit: the client must ask again over TCP.',
   },
   roundelay_dns_dropped_total: {
+    role: 'dns',
     type: 'counter',
     labels: ['proto'],
-    help: 'Messages without a reply: no header, or responses themselves.',
+    help: 'Messages without a reply, because they have no whole header or are responses themselves.',
   },
   roundelay_dns_failed_total: {
+    role: 'dns',
     type: 'counter',
     labels: [],
-    help: 'Queries that a fault of the server left without a reply.',
+    help: 'Queries without a reply because of an internal error.',
   },
   roundelay_dns_request_duration_seconds: {
+    role: 'dns',
     type: 'histogram',
     labels: ['proto'],
     buckets: [0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1],
-    help: 'Time from a whole query to its response, without the sockets.',
+    help: 'Time from a complete query to its response, without the sockets.',
   },
   roundelay_dns_first_total: {
+    role: 'dns',
     type: 'counter',
     labels: ['name', 'type', 'address'],
-    help: 'Times that an address stood first in an answer.',
+    help: 'How often an address was the first of an answer.',
   },
-  roundelay_dns_zone_serial: { type: 'gauge', labels: [], help: 'Serial of the SOA.' },
+  roundelay_dns_zone_serial: { role: 'dns', type: 'gauge', labels: [], help: 'Serial of the SOA.' },
 
   roundelay_service_ready: {
+    role: 'dns',
     type: 'gauge',
     labels: ['service'],
     help: '1 once the source has published and the first check round is over.',
   },
   roundelay_service_failed_open: {
+    role: 'dns',
     type: 'gauge',
     labels: ['service'],
-    help: '1 while no endpoint is well and all are answered all the same.',
+    help: '1 while no endpoint is healthy and unhealthy ones are answered (fail open).',
   },
   roundelay_service_endpoints: {
+    role: 'dns',
     type: 'gauge',
     labels: ['service', 'state'],
     help: 'Endpoints by state: checking, up, down, draining.',
   },
   roundelay_endpoint_answered: {
+    role: 'dns',
     type: 'gauge',
     labels: ['service', 'address'],
-    help: '1 while the endpoint stands in answers.',
+    help: '1 while the endpoint is part of answers.',
   },
   roundelay_checks_total: {
+    role: 'dns',
     type: 'counter',
     labels: ['service', 'result'],
-    help: 'Check rounds of single endpoints, by result: pass, fail.',
+    help: 'Check rounds, one endpoint each, by result: pass, fail.',
   },
   roundelay_check_duration_seconds: {
+    role: 'dns',
     type: 'histogram',
     labels: ['service'],
     buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1],
     help: 'Time that a check round of one endpoint took.',
   },
   roundelay_source_up: {
+    role: 'dns',
     type: 'gauge',
     labels: ['service'],
-    help: '0 while the source fails and its last good answer is used.',
+    help: '0 while the source fails and its last good answer stays in use.',
   },
   roundelay_source_failures_total: {
+    role: 'dns',
     type: 'counter',
     labels: ['service'],
-    help: 'Times that the source began to fail.',
+    help: 'How often the source began to fail.',
   },
 } as const satisfies Record<string, Declaration>
 
 type Declaration = {
+  /** Which server has the metric. */
+  role: Role | 'every'
   type: 'counter' | 'gauge' | 'histogram'
   labels: readonly string[]
   help: string
@@ -151,16 +198,12 @@ type MetricName = keyof typeof metrics
 type OfType<T> = { [N in MetricName]: (typeof metrics)[N]['type'] extends T ? N : never }[MetricName]
 type Labels = Record<string, string>
 
-/** One value of a metric that is kept elsewhere and read when it is scraped. */
+/** One value of a metric that is kept elsewhere and read when Prometheus scrapes. */
 export type Sample = readonly [name: OfType<'counter' | 'gauge'>, labels: Labels, value: number]
 
 type Role = 'echo' | 'inetd' | 'dns'
 
-/** What is about services, endpoints and sources is the DNS server's. */
-const roleOf = (name: string): Role =>
-  (['echo', 'inetd'] as const).find(role => name.startsWith(`roundelay_${role}_`)) ?? 'dns'
-
-/** The metrics of one process: those of its role, and Node's own. */
+/** The metrics of one process: those of its role and Node's own. */
 export class Metrics {
   readonly #registry = new Registry()
   readonly #counters = new Map<MetricName, Counter>()
@@ -173,7 +216,7 @@ export class Metrics {
     collectDefaultMetrics({ register: this.#registry })
     for (const [key, declared] of Object.entries<Declaration>(metrics)) {
       const name = key as MetricName
-      if (name !== 'roundelay_build_info' && roleOf(name) !== role) continue
+      if (declared.role !== role && declared.role !== 'every') continue
       const { help, labels, buckets = [] } = declared
       const options = { name, help, labelNames: [...labels], registers }
       if (declared.type === 'counter') this.#counters.set(name, new Counter(options))
@@ -188,12 +231,12 @@ export class Metrics {
     this.#counters.get(name)?.inc(labels)
   }
 
-  /** Notes one duration. */
+  /** Records one duration. */
   observe(name: OfType<'histogram'>, labels: Labels, seconds: number): void {
     this.#histograms.get(name)?.observe(labels, seconds)
   }
 
-  /** The text that Prometheus scrapes. What is sampled now replaces what was sampled before. */
+  /** The text that Prometheus scrapes. These samples replace those of the scrape before. */
   async expose(samples: readonly Sample[]): Promise<{ contentType: string; text: string }> {
     for (const metric of this.#sampled) metric.reset()
     for (const [name, labels, value] of samples) {
@@ -204,3 +247,16 @@ export class Metrics {
     return { contentType: this.#registry.contentType, text: await this.#registry.metrics() }
   }
 }
+
+/** Counts what the event hub publishes. Values that the hub's state holds are sampled instead. */
+export const metricsSubscriber =
+  (metrics: Metrics): Subscriber =>
+  event => {
+    if (event.type === 'check') {
+      const { service, ok, seconds } = event
+      metrics.inc('roundelay_checks_total', { service, result: ok ? 'pass' : 'fail' })
+      metrics.observe('roundelay_check_duration_seconds', { service }, seconds)
+    } else if (event.type === 'source' && event.error !== undefined) {
+      metrics.inc('roundelay_source_failures_total', { service: event.service })
+    }
+  }

@@ -33,7 +33,7 @@ async function startDns(t: TestContext, addresses: readonly string[]): Promise<s
     ...['dns', '--listen', '127.0.0.1:0', '--admin', '127.0.0.1:0', '--check', 'none', '--ttl', '60'],
     ...['--service', `echo=static:${addresses}`],
   ])
-  const ready = await server.line('dns server listens')
+  const ready = await server.line('DNS server is listening')
   await server.line('service ready')
   return (ready.listen as string[])[0]!
 }

@@ -211,7 +211,7 @@ test('--dns asks our own server: A first, AAAA where there is no A, and nothing 
     ...['dns', '--listen', '127.0.0.1:0', '--admin', '127.0.0.1:0', '--check', 'none'],
     ...['--service', 'four=static:127.0.0.1', '--service', 'six=static:::1'],
   ])
-  const ready = await server.line('dns server listens')
+  const ready = await server.line('DNS server is listening')
   await server.line(line => line.msg.startsWith('service ready') && line.service === 'six.roundelay.test')
   await server.line(line => line.msg.startsWith('service ready') && line.service === 'four.roundelay.test')
   const dns = ['--dns', (ready.listen as string[])[0]!]

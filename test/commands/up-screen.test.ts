@@ -4,7 +4,7 @@ import type { WriteStream } from 'node:tty'
 import { stripVTControlCharacters } from 'node:util'
 import { type Row, Screen, tableLines } from '../../src/commands/up-screen.ts'
 
-/** What a terminal of this size would get. */
+/** A screen on a terminal of this size, and what it wrote. */
 function terminal(columns: number, rows: number) {
   const written: string[] = []
   const out = { columns, rows, write: (text: string) => written.push(text), on: () => out }
@@ -20,10 +20,10 @@ const row = (i: number): Row => ({
   connections: undefined,
 })
 
-/** Lines that the cursor is sent up, and lines that the block before took. */
+/** How many lines up the cursor is sent. */
 const upOf = (text: string) => Number(new RegExp(`^${'\\x1b'}\\[(\\d+)A`).exec(text)?.[1] ?? 0)
 
-test('a block is painted over whole, also where its lines wrap, and is never higher than the terminal', () => {
+test('a block is repainted as a whole, also where its lines wrap, and never exceeds the terminal', () => {
   for (const [columns, rows] of [
     [80, 24],
     [20, 6],
@@ -53,7 +53,7 @@ test('a block is painted over whole, also where its lines wrap, and is never hig
   }
 })
 
-test('a table has a line a row, a header, and says how many it left out', () => {
+test('a table has a header, one line per row, and the number of rows that it leaves out', () => {
   const lines = tableLines([row(1), row(2), row(3)], 2).map(stripVTControlCharacters)
   assert.deepEqual(lines, [
     'replica    state  first  datagrams  connections  checks                   ',

@@ -6,26 +6,16 @@ import { existsSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { stripVTControlCharacters } from 'node:util'
+import { commonPort } from '../common-port.ts'
 import { cli, has, type Line, type Running, run, start } from '../process.ts'
 
-/** Ports that nobody has just now; below the ephemeral range, or some client's connection might take one. */
-async function freePorts(count: number): Promise<number[]> {
-  const ports = new Set<number>()
-  while (ports.size < count) {
-    const port = 10_000 + Math.floor(Math.random() * 20_000)
-    const server = createServer().listen(port, '0.0.0.0')
-    const free = await once(server, 'listening').then(
-      () => true,
-      () => false,
-    )
-    server.close()
-    if (free) ports.add(port)
-  }
-  return [...ports]
-}
+const hosts = ['127.0.0.1', '127.0.1.1', '127.0.1.2', '127.0.1.3']
 
 async function farmArgs(replicas = 3) {
-  const [port, adminPort, dns, admin] = await freePorts(4)
+  const ports = new Set<number>()
+  while (ports.size < 4) ports.add(await commonPort(...hosts))
+  const [port, adminPort, dns, admin] = [...ports]
   const args = ['up', '--replicas', replicas, '--port', port, '--admin-port', adminPort]
   return {
     dns,
@@ -48,13 +38,14 @@ async function startFarm(t: TestContext, replicas?: number) {
 }
 
 const alive = (pid: number) => {
-  // A zombie has ended, whoever has not yet asked for its exit code.
+  // A zombie has ended; its parent has only not read the exit code yet.
   const status = existsSync(`/proc/${pid}/stat`) ? readFileSync(`/proc/${pid}/stat`, 'utf8') : ''
   return status !== '' && !/\) Z /.test(status)
 }
 
 async function until(what: () => Promise<boolean> | boolean): Promise<void> {
-  while (!(await what())) await sleep(20)
+  const deadline = AbortSignal.timeout(60_000)
+  while (!(await what())) await sleep(20, undefined, { signal: deadline })
 }
 
 const isDown = (address: string) => (line: Line) => line.endpoint === address && line.to === 'down'
@@ -70,7 +61,7 @@ test('up starts three replicas that take exact turns in front', async t => {
   assert.deepEqual(firsts, { '127.0.1.1': 100, '127.0.1.2': 100, '127.0.1.3': 100 })
 })
 
-test('a killed replica leaves the answer, is not revived, and comes back when started by hand', async t => {
+test('a killed replica leaves the answer, is not restarted, and returns when started by hand', async t => {
   const { farm, look, pids } = await startFarm(t)
   const [victim] = pids()
   const address = farm.lines.find(line => line.msg === 'echo replica ready' && line.pid === victim)?.listen
@@ -91,41 +82,42 @@ test('a killed replica leaves the answer, is not revived, and comes back when st
 
 for (const signal of ['SIGTERM', 'SIGINT'] as const)
   test(`${signal} ends up and all its replicas with exit code 0`, async t => {
-    const { farm, pids } = await startFarm(t)
+    const { farm, pids } = await startFarm(t, 2)
     farm.process.kill(signal)
     assert.deepEqual(await farm.ended, { code: 0, signal: null })
-    assert.equal(pids().length, 3)
+    assert.equal(pids().length, 2)
     assert.deepEqual(pids().filter(alive), [])
   })
 
-test('the replicas end when up is killed outright', {
+test('the replicas end when up is killed with SIGKILL', {
   skip: existsSync('/proc') ? false : 'needs /proc',
 }, async t => {
-  const { farm, pids } = await startFarm(t)
-  assert.deepEqual(pids().map(alive), [true, true, true])
+  const { farm, pids } = await startFarm(t, 2)
+  assert.deepEqual(pids().map(alive), [true, true])
   farm.process.kill('SIGKILL')
   await until(() => !pids().some(alive))
 })
 
-test('a port in use ends up before anything is started, with one line and exit code 2', async () => {
-  const { args, dns, admin, adminPort } = await farmArgs()
-  const places = [
-    { host: '127.0.1.2', port: adminPort },
-    { host: '127.0.0.1', port: dns },
-    { host: '127.0.0.1', port: admin },
-  ]
-  for (const place of places) {
-    const taken = createServer().listen(place)
+test('a port in use is an error before anything is started: one line and exit code 2', async () => {
+  const attempt = async (host: string, which: 'adminPort' | 'dns' | 'admin') => {
+    const { args, ...ports } = await farmArgs()
+    const port = ports[which]
+    const taken = createServer().listen({ host, port })
     await once(taken, 'listening')
     const { code, stdout, stderr } = await run(args)
-    assert.equal(stderr, `roundelay: Cannot listen on ${place.host}:${place.port}: the port is in use\n`)
+    assert.equal(stderr, `roundelay: Cannot listen on ${host}:${port}: the port is in use\n`)
     assert.equal(stdout, '')
     assert.equal(code, 2)
     taken.close()
   }
+  await Promise.all([
+    attempt('127.0.1.2', 'adminPort'),
+    attempt('127.0.0.1', 'dns'),
+    attempt('127.0.0.1', 'admin'),
+  ])
 })
 
-test('options that do not go together end up before anything is started', async () => {
+test('options that do not go together are an error before anything is started', async () => {
   const { args } = await farmArgs()
   const { code, stdout, stderr } = await run([...args, '--policy', 'least-loaded', '--check', 'udp:7007'])
   assert.match(stderr, /^roundelay: Cannot use --policy least-loaded: .*\n$/)
@@ -141,23 +133,22 @@ test('up listens on both wildcards of one port, as dns does', async t => {
   assert.equal((await fetch(`http://127.0.0.1:${admin}/readyz`)).status, 200)
 })
 
-test('one port for two uses, and a name too long, are told before anything is started', async () => {
-  const twice = await run(['up', '--port', '9999', '--admin-port', '9999'])
-  assert.match(twice.stderr, /^roundelay: Cannot use 9999 as --port and as --admin-port: .*\n$/)
+test('one port for two uses, and a name too long, are errors before anything is started', async () => {
   const long = Array(4).fill('a'.repeat(55)).join('.')
-  const named = await run(['up', '--zone', long])
+  const zone = 'b'.repeat(60)
+  const [twice, named, service] = await Promise.all([
+    run(['up', '--port', '9999', '--admin-port', '9999']),
+    run(['up', '--zone', long]),
+    run([
+      ...['dns', '--zone', `${zone}.${long}`.slice(0, 240)],
+      ...['--service', `${zone}=static:127.0.0.1`],
+    ]),
+  ])
+  assert.match(twice.stderr, /^roundelay: Cannot use 9999 as --port and as --admin-port: .*\n$/)
   assert.match(
     named.stderr,
     /^roundelay: Cannot serve --service echo\.a{55}.*: names of endpoints below it .*\n$/,
   )
-  const zone = 'b'.repeat(60)
-  const service = await run([
-    'dns',
-    '--zone',
-    `${zone}.${long}`.slice(0, 240),
-    '--service',
-    `${zone}=static:127.0.0.1`,
-  ])
   assert.match(
     service.stderr,
     /^roundelay: Cannot parse --service "b{60}\.b{60}.*": expected a domain name .*\n$/,
@@ -171,39 +162,51 @@ test('a replica does not take its flags from the environment of up', async t => 
   await farm.line('service ready')
 })
 
-test('200 replicas are the most', async () => {
+test('up starts at most 200 replicas', async () => {
   const { code, stderr } = await run(['up', '--replicas', '201'])
   assert.equal(stderr, 'roundelay: Cannot parse --replicas "201": expected an integer from 1 to 200\n')
   assert.equal(code, 2)
 })
 
 const noPty = has('script') ? false : 'needs script (Debian: bsdutils)'
-test('on a terminal up shows what to try and a live table, and Ctrl-C ends it all', {
+test('on a terminal, up shows what to try and a live table, and Ctrl-C ends everything', {
   skip: noPty,
 }, async t => {
-  const { args, admin } = await farmArgs()
+  const { args, dns, admin } = await farmArgs()
   const command = [process.execPath, cli, ...args].join(' ')
   const terminal = spawn('script', ['-qec', `stty cols 100 rows 40; exec ${command}`, '/dev/null'])
   t.after(() => terminal.kill('SIGKILL'))
-  let shown = ''
+  let written = ''
   terminal.stdout.setEncoding('utf8').on('data', text => {
-    shown += text
+    written += text
   })
-  await until(() => /127\.0\.1\.3 .*\bup\b/.test(shown) && /127\.0\.1\.1 .*\bup\b.* [1-9]\d* /.test(shown))
-  assert.match(shown, /rotation: {2}dig @127\.0\.0\.1 -p \d+ echo\.roundelay\.test \+short/)
-  assert.match(shown, /echo: {6}.* send --tcp /)
-  const pid = Number(/failure: {3}kill -9 (\d+)/.exec(shown)?.[1])
+  const shown = () => stripVTControlCharacters(written).replaceAll('\r', '')
+  await until(() => /^127\.0\.1\.3 +up /m.test(shown()) && /^127\.0\.1\.1 +up +\d+ +[1-9]\d* /m.test(shown()))
+  assert.match(shown(), /rotation: {2}dig @127\.0\.0\.1 -p \d+ echo\.roundelay\.test \+short/)
+  assert.match(shown(), /echo: {6}.* send --tcp /)
+  const pid = Number(/failure: {3}kill -9 (\d+)/.exec(shown())?.[1])
   assert.ok(alive(pid))
+  const resolver = new Resolver()
+  resolver.setServers([`127.0.0.1:${dns}`])
+  await resolver.resolve4('echo.roundelay.test')
+  await until(() => /^DNS answers: 1$/m.test(shown()) && /^127\.0\.1\.1 +up +1 /m.test(shown()))
   for (const column of ['replica', 'state', 'first', 'datagrams', 'connections', 'checks'])
-    assert.ok(shown.includes(column), column)
+    assert.ok(shown().includes(column), column)
+
+  // The event hub tells the table that the replica has ended.
+  process.kill(pid, 'SIGKILL')
+  const restart = /restart 127\.0\.1\.1: (.* echo --listen 127\.0\.1\.1:\d+ --admin 127\.0\.1\.1:\d+)/
+  await until(() => restart.test(shown()) && /^127\.0\.1\.1 +down /m.test(shown()))
+  const next = Number(/.*failure: {3}kill -9 (\d+)/s.exec(shown())?.[1])
+  assert.notEqual(next, pid)
   terminal.stdin.write('\x03')
   const [code] = await once(terminal, 'close')
   assert.equal(code, 0)
-  assert.ok(!alive(pid))
+  assert.ok(!alive(next))
   await assert.rejects(fetch(`http://127.0.0.1:${admin}/livez`))
 })
 
-test('/state tells of every replica, and the metrics of who was first', async t => {
+test('/state shows every replica, and the metrics show which address came first', async t => {
   const { farm, look, admin } = await startFarm(t, 2)
   await look()
   await look()

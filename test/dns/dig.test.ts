@@ -30,7 +30,7 @@ const transports = ['+notcp', '+tcp'] as const
 async function serve(t: TestContext, ...flags: string[]): Promise<{ port: number; server: Running }> {
   const own = ['--listen', '127.0.0.1:0', '--admin', '127.0.0.1:0', '--server-id', 'me-1']
   const server = start(t, ['dns', ...own, ...flags])
-  const { listen } = await server.line('dns server listens')
+  const { listen } = await server.line('DNS server is listening')
   return { port: portOf((listen as string[])[0]), server }
 }
 

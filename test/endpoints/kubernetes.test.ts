@@ -649,7 +649,7 @@ async function startDns(t: TestContext, api: Api, args: readonly string[]) {
   const base = ['--listen', `${at}:${port}`, '--admin', `${at}:0`, '--drain', '0', '--grace', '1s']
   const env = { KUBECONFIG: kubeconfig(t, api.url) }
   const process = start(t, ['dns', ...base, '--service', 'echo=kubernetes:echo', ...args], env)
-  const { admin } = await process.line('dns server listens')
+  const { admin } = await process.line('DNS server is listening')
   const resolver = new Resolver()
   resolver.setServers([`${at}:${port}`])
   const answer = (): Promise<string> =>
@@ -717,7 +717,7 @@ test('the whole program answers with what a Service has, and a pod that goes lea
   await change(pods.join(' '), slice('a', pods))
 
   await api.down()
-  const { reason } = await process.line('source fails: the last good answer stays in use')
+  const { reason } = await process.line('source failed: the last good answer stays in use')
   assert.match(String(reason), /^the Kubernetes API at /)
   // Further failures change nothing, and are not reported again.
   api.answer = (_asked, response) => refuse(response, 500, 'failed')
@@ -725,11 +725,11 @@ test('the whole program answers with what a Service has, and a pod that goes lea
   await api.up()
   await api.until(() => api.lists().length === lists + 2)
   assert.deepEqual([await answer(), await ready()], [pods.join(' '), 200])
-  assert.equal(process.lines.filter(({ msg }) => msg.startsWith('source fails')).length, 1)
+  assert.equal(process.lines.filter(({ msg }) => msg.startsWith('source failed')).length, 1)
   api.put(slice('a', ['127.0.4.9']))
   api.answer = () => false
   await until('127.0.4.9')
-  await process.line('source is well again')
+  await process.line('source recovered')
   process.process.kill('SIGTERM')
   assert.deepEqual(await process.ended, { code: 0, signal: null })
   assert.equal(process.stderr(), '')

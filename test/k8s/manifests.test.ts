@@ -248,7 +248,7 @@ test('a pod may take as long as its drain and grace, and drains longer than cach
 })
 
 test('probes ask routes that the server has, at its admin port', async () => {
-  const source = readFileSync(join(root, 'src/ops/admin.ts'), 'utf8')
+  const source = readFileSync(join(root, 'src/ops/http.ts'), 'utf8')
   for (const deployment of deployments())
     for (const [kind, path] of [
       ['startupProbe', '/livez'],
