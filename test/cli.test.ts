@@ -4,7 +4,7 @@ import { test } from 'node:test'
 import { type VerbName, verbs } from '../src/commands/options.ts'
 import { resolveOptions } from '../src/commands/resolve-options.ts'
 import { UsageError } from '../src/errors.ts'
-import { portOf, run, start } from './process.ts'
+import { portOf, run, start } from './support/process.ts'
 
 const options = { timeout: 30_000 }
 const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))

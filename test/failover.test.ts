@@ -7,8 +7,9 @@ import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Transport } from '../src/address.ts'
 import { openEcho } from '../src/client/echo.ts'
-import { commonPort } from './common-port.ts'
-import { type Running, start } from './process.ts'
+import { freePort } from './support/ports.ts'
+import { type Running, start } from './support/process.ts'
+import { until } from './support/until.ts'
 
 const NAME = 'echo.roundelay.test'
 const addresses = ['127.0.3.1', '127.0.3.2', '127.0.3.3'] as const
@@ -29,11 +30,8 @@ async function startDns(t: TestContext, port: number, args: readonly string[]) {
     askOthers: () => Promise.all([resolver.resolveTxt(NAME), resolver.resolveSrv(`_echo._udp.${NAME}`)]),
     answerWithTtl: () => resolver.resolve4(NAME, { ttl: true }),
     /** Asks until the answer fits; resolves with the milliseconds that it took. */
-    async until(fits: (answer: string[]) => boolean): Promise<number> {
-      const begun = performance.now()
-      while (!fits(await answer())) await sleep(5)
-      return Math.round(performance.now() - begun)
-    },
+    until: (fits: (answer: string[]) => boolean) =>
+      until(`the answer fits ${fits}`, async () => fits(await answer())),
     state: async () => (await fetch(`http://${admin}/state`)).json() as Promise<State>,
     metric: async (line: RegExp) => line.exec(await (await fetch(`http://${admin}/metrics`)).text())?.[1],
   }
@@ -47,7 +45,7 @@ interface State {
 
 /** Three replicas, and a DNS server that checks them as `up` does. */
 async function startFarm(t: TestContext, args: readonly string[] = []) {
-  const [port, adminPort] = [await commonPort(...addresses), await commonPort(...addresses)]
+  const [port, adminPort] = [await freePort(...addresses), await freePort(...addresses)]
   const startReplica = async (address: string): Promise<Running> => {
     const at = ['--listen', `${address}:${port}`, '--admin', `${address}:${adminPort}`]
     const replica = start(t, ['echo', ...at, '--drain', '3s'])
@@ -58,7 +56,7 @@ async function startFarm(t: TestContext, args: readonly string[] = []) {
   const checks = ['--check', `udp:${port}`, '--check', `http:${adminPort}/readyz`]
   const pace = ['--check-interval', '400ms', '--check-timeout', '400ms', '--ttl', '1']
   const source = ['--service', `echo=static:${addresses}`]
-  const dns = await startDns(t, await commonPort(DNS), [...source, ...checks, ...pace, ...args])
+  const dns = await startDns(t, await freePort(DNS), [...source, ...checks, ...pace, ...args])
   await dns.process.line('service ready')
   return { port, startReplica, replicas, dns }
 }
@@ -93,7 +91,7 @@ test('a replica that is killed, and one that is stopped, leave the answer and co
 })
 
 test('weighted shares are exact over each full period, whatever else is asked', async t => {
-  const dns = await startDns(t, await commonPort(DNS), [
+  const dns = await startDns(t, await freePort(DNS), [
     ...['--service', `echo=static:${addresses[0]}*5,${addresses[1]},${addresses[2]}*3`],
     ...['--check', 'none', '--policy', 'weighted'],
   ])
@@ -124,7 +122,7 @@ test('least-loaded puts first whoever has the fewest open connections', async t 
       }
     }
     const known = async () => (await dns.state()).services[0]!.endpoints.map(e => e.activeConnections)
-    while ((await known()).join() !== counts.join()) await sleep(5)
+    await until(`${counts} connections are known`, async () => (await known()).join() === counts.join())
   }
   t.after(() => [...open.values()].flat().forEach(socket => void socket.destroy()))
   const [a, b, c] = addresses
@@ -146,7 +144,7 @@ test('least-loaded puts first whoever has the fewest open connections', async t 
 })
 
 test('a farm that follows another DNS server keeps the last good answer while that one is gone', async t => {
-  const leaderPort = await commonPort(DNS)
+  const leaderPort = await freePort(DNS)
   const startLeader = async (...of: string[]) => {
     const leader = await startDns(t, leaderPort, ['--service', `echo=static:${of}`, '--check', 'none'])
     await leader.process.line('service ready')
@@ -155,7 +153,7 @@ test('a farm that follows another DNS server keeps the last good answer while th
   const leader = await startLeader(...addresses)
   const source = `dns:${NAME}@${DNS}:${leaderPort}/50ms`
   const args = ['--service', `echo=${source}`, '--check', 'none']
-  const follower = await startDns(t, await commonPort(DNS), args)
+  const follower = await startDns(t, await freePort(DNS), args)
   await follower.process.line('service ready')
   const up = () => follower.metric(/^roundelay_source_up\{service="echo.roundelay.test"\} (\d)$/m)
   const failures = () =>

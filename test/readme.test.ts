@@ -13,7 +13,7 @@ import {
   verbs,
 } from '../src/commands/options.ts'
 import { metrics } from '../src/ops/metrics.ts'
-import { run } from './process.ts'
+import { run } from './support/process.ts'
 
 const path = new URL('../README.md', import.meta.url)
 const escapePipes = (text: string) => text.replaceAll('|', '\\|')

@@ -12,7 +12,7 @@ import { promisify } from 'node:util'
 import { run as check } from '../../src/commands/check.ts'
 import { resolveOptions } from '../../src/commands/resolve-options.ts'
 import { UsageError } from '../../src/errors.ts'
-import { cli, has, portOf, run, start } from '../process.ts'
+import { cli, has, portOf, run, start } from '../support/process.ts'
 
 const options = { timeout: 30_000 }
 /** Longer than a label may be: no resolver of the machine is asked. */

@@ -5,7 +5,7 @@ import { type AddressInfo, createServer, type Socket } from 'node:net'
 import { type TestContext, test } from 'node:test'
 import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
-import { portOf, run, start } from '../process.ts'
+import { portOf, run, start } from '../support/process.ts'
 
 const options = { timeout: 30_000 }
 /** Longer than a label may be: no resolver of the machine is asked. */

@@ -20,7 +20,7 @@ import { whyUnavailable } from '../../src/sys/available.ts'
 import { closeOnExec } from '../../src/sys/libc.ts'
 import { commonPort } from '../common-port.ts'
 import { has, type Running, start } from '../process.ts'
-import { until } from '../sys/kernel.ts'
+import { until as untilNamed } from '../support/until.ts'
 
 export const root = process.getuid?.() === 0
 
@@ -324,5 +324,7 @@ export function member(t: TestContext): Member | undefined {
 
 /** Skips where there is no such member. */
 export const noMember = 'no user here is in two groups, and only root can make one'
+
+const until = (condition: () => boolean | Promise<boolean>) => untilNamed(`${condition}`, condition)
 
 export { until }

@@ -10,7 +10,8 @@ import { headers } from '../../src/sys/layouts.ts'
 import { accept4, close, recv } from '../../src/sys/libc.ts'
 import { bindUdp, listenTcp } from '../../src/sys/sockets.ts'
 import { Watcher } from '../../src/sys/watcher.ts'
-import { ownedBound, test, until } from './kernel.ts'
+import { until } from '../support/until.ts'
+import { ownedBound, test } from './kernel.ts'
 
 function watcherFor(t: TestContext): Watcher {
   const watcher = new Watcher()
@@ -37,7 +38,7 @@ async function afterAnother(t: TestContext, watcher: Watcher): Promise<void> {
     seen = true
   })
   await send(t, address.port, 'another')
-  await until(() => seen)
+  await until('the other datagram is seen', () => seen)
 }
 
 test('a socket becomes readable once, and its datagram is still there', async t => {
@@ -48,7 +49,7 @@ test('a socket becomes readable once, and its datagram is still there', async t 
   await afterAnother(t, watcher)
   assert.equal(calls, 0, 'nothing has come')
   await send(t, address.port, 'one', 'two')
-  await until(() => calls > 0)
+  await until('the socket is readable', () => calls > 0)
   await afterAnother(t, watcher)
   assert.equal(calls, 1)
   const buffer = Buffer.alloc(10)
@@ -71,7 +72,7 @@ test('it may be watched again from within the call', async t => {
   }
   watcher.watch(fd, again)
   await send(t, address.port, 'x')
-  await until(() => calls === 3)
+  await until('three calls have come', () => calls === 3)
   await afterAnother(t, watcher)
   assert.equal(calls, 3)
 })
@@ -125,7 +126,7 @@ test('a hundred sockets at a time each get their own call', async t => {
   const told = new Set<number>()
   for (const { fd } of sockets) watcher.watch(fd, () => told.add(fd))
   for (const { address } of sockets) await send(t, address.port, 'x')
-  await until(() => told.size === sockets.length)
+  await until('each socket has had its call', () => told.size === sockets.length)
 })
 
 test('what is no descriptor is refused with the name of the error', async t => {
