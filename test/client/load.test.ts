@@ -162,7 +162,7 @@ test('what a server drops is lost, to the operation, and the run goes on', optio
       if (nth % 10 === 0) dropped++
       else reply(message)
     })
-    const load = { ...defaults, port, size, connections: 10, timeoutMs: 500, durationMs: 800 }
+    const load = { ...defaults, port, size, connections: 10, timeoutMs: 2000, durationMs: 500 }
     const result = await runLoad(load, never)
     const { done, lost, wrong } = totals(result)
     assert.deepEqual([lost, wrong], [dropped, 0])
@@ -180,7 +180,7 @@ test('a reply that comes after its time is late, no longer lost', options, async
       if (nth >= 2) reply(message)
       if (nth === 4) stop.abort()
     })
-    const load = { ...defaults, port, size, timeoutMs: 300, durationMs: FOR_LONG }
+    const load = { ...defaults, port, size, timeoutMs: 2000, durationMs: FOR_LONG }
     const result = await runLoad(load, stop.signal)
     return { ...totals(result), connections: result.replicas[0]!.connections }
   }
@@ -232,7 +232,7 @@ test('a TCP stream that went wrong is closed and opened anew', options, async t 
       else if (nth > 4) socket.write(data)
     })
   })
-  const load = { ...defaults, transport: 'tcp', port, timeoutMs: 500, durationMs: FOR_LONG } as const
+  const load = { ...defaults, transport: 'tcp', port, timeoutMs: 2000, durationMs: FOR_LONG } as const
   const result = await runLoad(load, stop.signal)
   assert.deepEqual(totals(result), { done: 1, lost: 1, wrong: 2, late: 0, failed: 3 })
   assert.equal(result.replicas[0]!.connections, 4)

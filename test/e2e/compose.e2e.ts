@@ -24,7 +24,7 @@ const containers = async (...services: string[]) =>
 const addressOf = async (id: string) =>
   (await inspect<Container>(id)).NetworkSettings.Networks.roundelay_farm!.IPAddress
 
-const resolver = new Resolver({ timeout: 1000, tries: 2 })
+const resolver = new Resolver({ timeout: 5000, tries: 2 })
 resolver.setServers([`127.0.0.1:${DNS_PORT}`])
 const answer = () => resolver.resolve4(NAME)
 const answered = (fits: (answer: string[]) => boolean, name: string) =>

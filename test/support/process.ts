@@ -5,7 +5,10 @@ import { text } from 'node:stream/consumers'
 import type { TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
-import { compileCache } from '../../src/compile-cache.ts'
+import { compileCacheFolder } from '../../src/compile-cache.ts'
+
+// Children inherit it: without it, each compiles the TypeScript that the others have compiled.
+process.env.NODE_COMPILE_CACHE ??= compileCacheFolder()
 
 export const cli = fileURLToPath(new URL('../../src/cli.ts', import.meta.url))
 
@@ -101,7 +104,7 @@ export function start(
   const [file, ...rest] = descriptors === undefined ? command : limited
   const child = spawn(file!, rest, {
     stdio: ['pipe', 'pipe', 'pipe'],
-    env: { ...process.env, ...compileCache(), ...env },
+    env: { ...process.env, ...env },
   })
   let stderr = ''
   child.stderr.setEncoding('utf8').on('data', text => {
@@ -143,9 +146,8 @@ export async function run(args: readonly string[], env: NodeJS.ProcessEnv = {}):
 
 /** Does the same in a process, for tests of what only a process has: options of Node, limits, pipes. */
 export function runProcess(args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Output> {
-  const all = { ...process.env, ...compileCache(), ...env }
   return new Promise(resolve => {
-    execFile(process.execPath, [cli, ...args], { env: all }, (error, stdout, stderr) =>
+    execFile(process.execPath, [cli, ...args], { env: { ...process.env, ...env } }, (error, stdout, stderr) =>
       resolve({ code: error ? Number(error.code) : 0, stdout, stderr }),
     )
   })
