@@ -271,7 +271,8 @@ test('to import a file does nothing: only programs act, and only where they are 
     for (const statement of statements) {
       if (/^([}\])]|\s*$)/.test(statement) || (programs.includes(path) && isRun.test(statement))) continue
       // What a function does is done when it is called.
-      const evaluated = constantOf(statement)?.[2]?.replace(/=>[\s\S]*$/, '') ?? ''
+      const [, value = ''] = /^(?:export )?const [\s\S]*? = ([\s\S]*)$/.exec(statement) ?? []
+      const evaluated = value.replace(/=>[\s\S]*$/, '')
       if (!declares.test(statement) || acts.test(evaluated)) problems.push(`${path}: ${statement.trim()}`)
     }
   }
@@ -288,8 +289,7 @@ test('signals are handled in ops/shutdown and cli.ts; inetd alone gives SIGHUP a
   const chained = /\.(?:on|once|addListener)\(\s*'(SIG(?:TERM|INT|HUP|QUIT|USR1|USR2))'/g
   none(
     files.flatMap(({ path, code }) =>
-      [...code.matchAll(handled), ...code.matchAll(chained)]
-        .map(([, signal = 'SIGTERM']) => signal)
+      [...new Set([...code.matchAll(handled), ...code.matchAll(chained)].map(([, name = 'SIGTERM']) => name))]
         .filter(signal => /TERM|INT|HUP|QUIT|USR/.test(signal) && !handlers[path]?.includes(signal))
         .map(signal => `${path} must not handle ${signal}`),
     ),
