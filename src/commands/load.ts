@@ -32,10 +32,7 @@ function loadOptions(host: string, options: Options<'load'>): LoadOptions {
 /** Aborts at the first SIGINT or SIGTERM, for a report of what there is; a second one ends the process. */
 function stopSignal({ exit, takeSignals }: Context): AbortSignal {
   const stop = new AbortController()
-  const onSignal = (_signal: string, number: number) =>
-    stop.signal.aborted ? exit(128 + number) : stop.abort()
-  takeSignals()
-  process.on('SIGTERM', onSignal).on('SIGINT', onSignal)
+  takeSignals((_signal, number) => (stop.signal.aborted ? exit(128 + number) : stop.abort()))
   return stop.signal
 }
 

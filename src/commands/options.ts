@@ -32,7 +32,7 @@ export interface Context {
   readonly version: string
   readonly exit: (code: number) => void
   /** SIGTERM and SIGINT end the process at once until a server takes them over. */
-  readonly takeSignals: () => void
+  readonly takeSignals: (onSignal?: (signal: NodeJS.Signals, number: number) => void) => void
 }
 
 /** What each file in this folder exports as `run`. A server's resolves when it serves; the others' when they are done. */
