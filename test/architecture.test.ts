@@ -225,7 +225,7 @@ test('there are no barrels and no catch-all files, and only cli.ts ends the proc
 
 /** The name of a top-level constant, and what it is initialised with. */
 const constantOf = (statement: string) =>
-  /^(?:export )?const (\w+)(?:: [\s\S]*?)? = ([\s\S]*)$/.exec(statement)
+  /^(?:export )?const (\w+)(?:: [\s\S]*?)? =\s+([\s\S]*)$/.exec(statement)
 
 test('no module has state that changes', offenders, () => {
   const problems: string[] = []
@@ -237,7 +237,7 @@ test('no module has state that changes', offenders, () => {
       if (/^(export )?(let|var) /.test(statement)) problems.push(`${path}: ${statement.trim()}`)
       const [, name, value] = constantOf(statement) ?? []
       if (!name || !value) continue
-      if (/^(async )?(\([^)]*\)|\w+)(: [^=]+)? => /.test(value)) continue
+      if (/^(<|(async )?(\([^)]*\)|\w+)(: [^=]+)? =>)/.test(value)) continue
       // The exception: sys/ binds C functions at the first call, and gets the same functions whenever that is.
       if (/^(lazily|memoize)\(/.test(value) && layerOf(path) !== 'sys')
         problems.push(`${path}: ${name} keeps what it has computed`)
@@ -271,7 +271,7 @@ test('to import a file does nothing: only programs act, and only where they are 
     for (const statement of statements) {
       if (/^([}\])]|\s*$)/.test(statement) || (programs.includes(path) && isRun.test(statement))) continue
       // What a function does is done when it is called.
-      const [, value = ''] = /^(?:export )?const [\s\S]*? = ([\s\S]*)$/.exec(statement) ?? []
+      const [, value = ''] = /^(?:export )?const [\s\S]*? =\s+([\s\S]*)$/.exec(statement) ?? []
       const evaluated = value.replace(/=>[\s\S]*$/, '')
       if (!declares.test(statement) || acts.test(evaluated)) problems.push(`${path}: ${statement.trim()}`)
     }
