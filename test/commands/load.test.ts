@@ -97,7 +97,7 @@ test(
     await echoServers(t, replicas, port)
     const dns = ['--dns', await startDns(t, replicas), '--port', `${port}`]
     const load = async (...args: string[]) => {
-      const { code, stdout } = await run(['load', ...dns, ...SHORT, ...args, '--json', NAME])
+      const { code, stdout } = await run(['load', ...dns, ...SHORT, '--rate', '300', ...args, '--json', NAME])
       const json = parse(stdout)
       assert.deepEqual([code, json.replicas.map(({ address }) => address)], [0, [...replicas]])
       return { ...json, counts: json.replicas.map(({ connections }) => connections) }
@@ -122,7 +122,7 @@ test('a replica that is not there fails, and its clients ask anew and go on', op
   const port = await freePort(...replicas)
   const dns = ['--dns', await startDns(t, replicas), '--port', `${port}`]
   await echoServers(t, replicas.slice(1), port)
-  const args = ['--tcp', '--connections', '6', '--duration', '1s', '--json']
+  const args = ['--tcp', '--connections', '6', '--rate', '300', '--duration', '1s', '--json']
   const { code, stdout } = await run(['load', ...dns, ...args, NAME])
   const [dead, ...well] = parse(stdout).replicas
   assert.equal(code, 0)
