@@ -42,20 +42,24 @@ const wrongValues: readonly [VerbName, flags: Record<string, unknown>, NodeJS.Pr
   ['echo', { logLevel: 'loud' }, {}, '--log-level "loud": expected one of trace, debug'],
 ]
 
-test('what cannot be understood ends with exit code 2 and one line that names it', options, async () => {
-  // Two at a time: it is what the machine that runs this has.
-  const left = [...wrongUse]
-  const worker = async () => {
-    for (let next = left.shift(); next; next = left.shift()) {
-      const [args, env, named] = next
-      const { code, stdout, stderr } = await run(args, env)
-      assert.match(stderr, /^roundelay: [^\n]+\n$/, `${args}: one line`)
-      for (const text of named) assert.ok(stderr.includes(text), `${args}: ${stderr} lacks ${text}`)
-      assert.deepEqual({ code, stdout }, { code: 2, stdout: '' }, `${args}`)
+test(
+  'an argument that cannot be parsed ends with exit code 2 and one line that names it',
+  options,
+  async () => {
+    // Two at a time: the tests must pass on two cores.
+    const left = [...wrongUse]
+    const worker = async () => {
+      for (let next = left.shift(); next; next = left.shift()) {
+        const [args, env, named] = next
+        const { code, stdout, stderr } = await run(args, env)
+        assert.match(stderr, /^roundelay: [^\n]+\n$/, `${args}: one line`)
+        for (const text of named) assert.ok(stderr.includes(text), `${args}: ${stderr} lacks ${text}`)
+        assert.deepEqual({ code, stdout }, { code: 2, stdout: '' }, `${args}`)
+      }
     }
-  }
-  await Promise.all([worker(), worker()])
-})
+    await Promise.all([worker(), worker()])
+  },
+)
 
 test('a wrong value is named as the user gave it, with the flag or the variable it came from', () => {
   for (const [verb, flags, env, named] of wrongValues)
@@ -80,7 +84,7 @@ test('--help, of the whole and of each verb, and --version are no errors', optio
   await Promise.all(helps)
 })
 
-test('without a verb the help stands on stderr and the exit code is 2', options, async () => {
+test('without a verb the help is on stderr and the exit code is 2', options, async () => {
   const { code, stdout, stderr } = await run([])
   assert.deepEqual([code, stdout], [2, ''])
   assert.match(stderr, /^Usage: roundelay /)

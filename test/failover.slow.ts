@@ -1,4 +1,4 @@
-/** What no client may notice, over the full drain of each replica. */
+/** A rolling restart with the full drain of each replica. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -13,7 +13,7 @@ test('a rolling restart of every replica costs no client a single echo', async t
   const failures: string[] = []
   let echoes = 0
 
-  /** Looks up and echoes, UDP and TCP in turn, until told to stop. */
+  /** Looks up the name and echoes, over UDP and TCP in turn, until the signal aborts. */
   const client = async (name: string, lookUp: () => Promise<string>) => {
     for (let i = 0; !stop.signal.aborted; i++) {
       const transport: Transport = i % 2 ? 'tcp' : 'udp'
@@ -49,7 +49,7 @@ test('a rolling restart of every replica costs no client a single echo', async t
   assert.ok(echoes > 100)
 })
 
-/** As a resolver's cache: each answer is used for all of its TTL, every address of it in turn. */
+/** A resolver's cache: it uses each answer for the whole TTL, and its addresses in turn. */
 function cached(ask: () => Promise<{ address: string; ttl: number }[]>): () => Promise<string> {
   let answer: string[] = []
   let expires = 0

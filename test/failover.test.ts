@@ -1,4 +1,4 @@
-/** The whole program, as users run it: replicas come and go, and the answers follow. */
+/** The whole program as users run it: the answers follow the replicas. */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { connect } from 'node:net'
@@ -32,7 +32,7 @@ test('a replica that is killed, and one that is stopped, leave the answer and co
   for (const { pid } of replicas.slice(1)) process.kill(pid, 'SIGKILL')
   await dns.until(answer => answer.join() === killed)
   process.kill(restarted.pid, 'SIGKILL')
-  // Nobody is well: better all of them than none.
+  // No replica is healthy: all of them are better than none.
   await dns.until(answer => answer.length === addresses.length)
 })
 
@@ -54,7 +54,7 @@ test('weighted shares are exact over each full period, whatever else is asked', 
   }
 })
 
-test('least-loaded puts first whoever has the fewest open connections', async t => {
+test('least-loaded puts the replica with the fewest open connections first', async t => {
   const { port, dns } = await startFarm(t, ['--policy', 'least-loaded'])
   const open = new Map(addresses.map(address => [address, [] as ReturnType<typeof connect>[]]))
   const load = async (...counts: number[]) => {
@@ -82,14 +82,14 @@ test('least-loaded puts first whoever has the fewest open connections', async t 
   assert.deepEqual(await firstsOf(10), [0, 0, 10])
   await load(1, 2, 3)
   assert.deepEqual(await dns.answer(), [a, b, c])
-  // Those with equally few take turns, and only those.
+  // Only the replicas with equally few connections take turns.
   await load(1, 1, 3)
   assert.deepEqual(await firstsOf(10), [5, 5, 0])
   await load(0, 0, 0)
   assert.deepEqual(await firstsOf(30), [10, 10, 10])
 })
 
-test('a farm that follows another DNS server keeps the last good answer while that one is gone', async t => {
+test('a farm that follows another DNS server keeps the last good answer while that server is down', async t => {
   const leaderPort = await freePort(DNS)
   const startLeader = async (...of: string[]) => {
     const leader = await startDns(t, leaderPort, ['--service', `echo=static:${of}`, '--check', 'none'])

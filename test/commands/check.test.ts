@@ -15,10 +15,10 @@ import { UsageError } from '../../src/errors.ts'
 import { cli, has, portOf, run, start } from '../support/process.ts'
 
 const options = { timeout: 30_000 }
-/** Longer than a label may be: no resolver of the machine is asked. */
+/** The name is longer than a label may be, so that no resolver of the machine is asked. */
 const noName = 'x'.repeat(64)
 
-test('a replica is well over UDP, TCP and HTTP, by IPv4, IPv6 and name', options, async t => {
+test('a replica is healthy over UDP, TCP and HTTP, by IPv4, IPv6 and name', options, async t => {
   const listen = ['--listen', '127.0.0.1:0', '--listen', '[::1]:0', '--admin', '127.0.0.1:0']
   const ready = await start(t, ['echo', ...listen]).line('echo replica ready')
   const [v4, v6] = ready.listen as string[]
@@ -44,7 +44,7 @@ const skip =
     ? false
     : 'needs root and unshare for an /etc/hosts of its own'
 
-test('a name is well if one of its addresses is, as where localhost is ::1 first', {
+test('a name is healthy if one of its addresses is, as where localhost is ::1 first', {
   ...options,
   skip,
 }, async t => {
@@ -59,7 +59,7 @@ test('a name is well if one of its addresses is, as where localhost is ::1 first
   assert.equal(stdout, `ok: ${target}: HTTP 200\n`)
 })
 
-test('what is not well exits with 1 and says why in one line', options, async t => {
+test('a target that is not healthy exits with 1 and says why in one line', options, async t => {
   const silent = createSocket('udp4').bind(0, '127.0.0.1')
   await once(silent, 'listening')
   t.after(() => void silent.close())
@@ -96,7 +96,7 @@ test('what is not well exits with 1 and says why in one line', options, async t 
   }
 })
 
-test('what is no target exits with 2 and says what would be one', options, async () => {
+test('an argument that is not a target exits with 2 and says what would be one', options, async () => {
   const wrong = (target: string) =>
     `Cannot parse target "${target}": expected udp://HOST:PORT, tcp://HOST:PORT or http://HOST[:PORT]/path`
   const result = await run(['check', '127.0.0.1:7007'])

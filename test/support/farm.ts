@@ -9,7 +9,7 @@ export const NAME = 'echo.roundelay.test'
 export const addresses = ['127.0.3.1', '127.0.3.2', '127.0.3.3'] as const
 export const DNS = '127.0.3.53'
 
-/** `roundelay dns` on the given port, and questions to it. */
+/** Starts `roundelay dns` on the given port; its methods ask it. */
 export async function startDns(t: TestContext, port: number, args: readonly string[]) {
   const at = ['--listen', `${DNS}:${port}`, '--admin', `${DNS}:0`, '--drain', '0', '--grace', '1s']
   const process = start(t, ['dns', ...at, ...args])
@@ -20,7 +20,7 @@ export async function startDns(t: TestContext, port: number, args: readonly stri
   return {
     process,
     answer,
-    /** Questions of other types and names, which have turns of their own or none. */
+    /** Asks for other types and names, whose turns are independent. */
     askOthers: () => Promise.all([resolver.resolveTxt(NAME), resolver.resolveSrv(`_echo._udp.${NAME}`)]),
     answerWithTtl: () => resolver.resolve4(NAME, { ttl: true }),
     /** Asks until the answer fits; resolves with the milliseconds that it took. */
@@ -37,7 +37,7 @@ interface State {
   }[]
 }
 
-/** Three replicas, and a DNS server that checks them as `up` does. */
+/** Starts three replicas, and a DNS server that checks them as `up` does. */
 export async function startFarm(t: TestContext, args: readonly string[] = []) {
   const [port, adminPort] = [await freePort(...addresses), await freePort(...addresses)]
   const startReplica = async (address: string): Promise<Running> => {
