@@ -90,18 +90,17 @@ export function readLines(child: ChildProcess, explain: () => string = () => '')
 }
 
 /**
- * Starts a server verb, which is killed when the test ends. `descriptors` limits how many the process may have; Node
- * raises the soft limit to the hard one, so both are set.
+ * Starts a server verb, which is killed when the test ends. `shell` is run by sh(1) first, as `ulimit -n 120` is; the
+ * verb then takes the place of the shell.
  */
 export function start(
   t: TestContext,
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
-  { descriptors }: { readonly descriptors?: number } = {},
+  shell?: string,
 ): Running {
   const command = [process.execPath, cli, ...args]
-  const limited = ['sh', '-c', `ulimit -n ${descriptors} && exec "$0" "$@"`, ...command]
-  const [file, ...rest] = descriptors === undefined ? command : limited
+  const [file, ...rest] = shell === undefined ? command : ['sh', '-c', `${shell}; exec "$0" "$@"`, ...command]
   const child = spawn(file!, rest, {
     stdio: ['pipe', 'pipe', 'pipe'],
     env: { ...process.env, ...env },
