@@ -5,6 +5,7 @@ import { enableCompileCache } from 'node:module'
 import { Argument, Command, CommanderError, Option } from 'commander'
 import { formatAddress } from './address.ts'
 import {
+  type Context,
   envText,
   type Flag,
   type FlagName,
@@ -22,7 +23,10 @@ import { UsageError } from './errors.ts'
 // PID 1 of a container has no default action for signals: without a handler they would be ignored.
 const die = (_signal: string, number: number) => process.exit(128 + number)
 process.on('SIGTERM', die).on('SIGINT', die)
-const takeSignals = () => void process.off('SIGTERM', die).off('SIGINT', die)
+const takeSignals: Context['takeSignals'] = onSignal => {
+  process.off('SIGTERM', die).off('SIGINT', die)
+  if (onSignal) process.on('SIGTERM', onSignal).on('SIGINT', onSignal)
+}
 
 enableCompileCache(compileCacheFolder())
 // `roundelay send … | head -1`: a reader that has left has seen enough. Other lost output is a failure.

@@ -4,7 +4,7 @@ import { test } from 'node:test'
 import { type VerbName, verbs } from '../src/commands/options.ts'
 import { resolveOptions } from '../src/commands/resolve-options.ts'
 import { UsageError } from '../src/errors.ts'
-import { portOf, run, start } from './process.ts'
+import { portOf, run, start } from './support/process.ts'
 
 const options = { timeout: 30_000 }
 const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
@@ -42,20 +42,24 @@ const wrongValues: readonly [VerbName, flags: Record<string, unknown>, NodeJS.Pr
   ['echo', { logLevel: 'loud' }, {}, '--log-level "loud": expected one of trace, debug'],
 ]
 
-test('what cannot be understood ends with exit code 2 and one line that names it', options, async () => {
-  // Two at a time, as small machines have two cores.
-  const left = [...wrongUse]
-  const worker = async () => {
-    for (let next = left.shift(); next; next = left.shift()) {
-      const [args, env, named] = next
-      const { code, stdout, stderr } = await run(args, env)
-      assert.match(stderr, /^roundelay: [^\n]+\n$/, `${args}: one line`)
-      for (const text of named) assert.ok(stderr.includes(text), `${args}: ${stderr} lacks ${text}`)
-      assert.deepEqual({ code, stdout }, { code: 2, stdout: '' }, `${args}`)
+test(
+  'an argument that cannot be parsed ends with exit code 2 and one line that names it',
+  options,
+  async () => {
+    // Two at a time: the tests must pass on two cores.
+    const left = [...wrongUse]
+    const worker = async () => {
+      for (let next = left.shift(); next; next = left.shift()) {
+        const [args, env, named] = next
+        const { code, stdout, stderr } = await run(args, env)
+        assert.match(stderr, /^roundelay: [^\n]+\n$/, `${args}: one line`)
+        for (const text of named) assert.ok(stderr.includes(text), `${args}: ${stderr} lacks ${text}`)
+        assert.deepEqual({ code, stdout }, { code: 2, stdout: '' }, `${args}`)
+      }
     }
-  }
-  await Promise.all([worker(), worker()])
-})
+    await Promise.all([worker(), worker()])
+  },
+)
 
 test('a wrong value is named as the user gave it, with the flag or the variable it came from', () => {
   for (const [verb, flags, env, named] of wrongValues)
@@ -80,7 +84,7 @@ test('--help, of the program and of each verb, and --version are no errors', opt
   await Promise.all(helps)
 })
 
-test('without a verb the help goes to stderr and the exit code is 2', options, async () => {
+test('without a verb the help is on stderr and the exit code is 2', options, async () => {
   const { code, stdout, stderr } = await run([])
   assert.deepEqual([code, stdout], [2, ''])
   assert.match(stderr, /^Usage: roundelay /)

@@ -17,7 +17,7 @@ import {
   verbs,
 } from '../src/commands/options.ts'
 import { metrics } from '../src/ops/metrics.ts'
-import { run } from './process.ts'
+import { run } from './support/process.ts'
 
 const root = join(import.meta.dirname, '..')
 const reference = join(root, 'docs/reference.md')

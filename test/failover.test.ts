@@ -1,67 +1,11 @@
-/** The whole program, as users run it: replicas come and go, and the answers follow. */
+/** The whole program as users run it: the answers follow the replicas. */
 import assert from 'node:assert/strict'
-import { Resolver } from 'node:dns/promises'
 import { once } from 'node:events'
 import { connect } from 'node:net'
-import { type TestContext, test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
-import type { Transport } from '../src/address.ts'
-import { openEcho } from '../src/client/echo.ts'
-import { commonPort } from './common-port.ts'
-import { type Running, start } from './process.ts'
-
-const NAME = 'echo.roundelay.test'
-const addresses = ['127.0.3.1', '127.0.3.2', '127.0.3.3'] as const
-const DNS = '127.0.3.53'
-
-/** `roundelay dns` on the given port, and questions to it. */
-async function startDns(t: TestContext, port: number, args: readonly string[]) {
-  const at = ['--listen', `${DNS}:${port}`, '--admin', `${DNS}:0`, '--drain', '0', '--grace', '1s']
-  const process = start(t, ['dns', ...at, ...args])
-  const { admin } = await process.line('DNS server is listening')
-  const resolver = new Resolver()
-  resolver.setServers([`${DNS}:${port}`])
-  const answer = () => resolver.resolve4(NAME)
-  return {
-    process,
-    answer,
-    /** Questions of other types and names, which have cursors of their own or none. */
-    askOthers: () => Promise.all([resolver.resolveTxt(NAME), resolver.resolveSrv(`_echo._udp.${NAME}`)]),
-    answerWithTtl: () => resolver.resolve4(NAME, { ttl: true }),
-    /** Asks until the answer fits; resolves with the milliseconds that this took. */
-    async until(fits: (answer: string[]) => boolean): Promise<number> {
-      const begun = performance.now()
-      while (!fits(await answer())) await sleep(5)
-      return Math.round(performance.now() - begun)
-    },
-    state: async () => (await fetch(`http://${admin}/state`)).json() as Promise<State>,
-    metric: async (line: RegExp) => line.exec(await (await fetch(`http://${admin}/metrics`)).text())?.[1],
-  }
-}
-
-interface State {
-  readonly services: readonly {
-    readonly endpoints: readonly { readonly address: string; readonly activeConnections: number }[]
-  }[]
-}
-
-/** Three replicas, and a DNS server that checks them as `up` does. */
-async function startFarm(t: TestContext, args: readonly string[] = []) {
-  const [port, adminPort] = [await commonPort(...addresses), await commonPort(...addresses)]
-  const startReplica = async (address: string): Promise<Running> => {
-    const at = ['--listen', `${address}:${port}`, '--admin', `${address}:${adminPort}`]
-    const replica = start(t, ['echo', ...at, '--drain', '3s'])
-    await replica.line('echo replica ready')
-    return replica
-  }
-  const replicas = await Promise.all(addresses.map(startReplica))
-  const checks = ['--check', `udp:${port}`, '--check', `http:${adminPort}/readyz`]
-  const pace = ['--check-interval', '400ms', '--check-timeout', '2s', '--ttl', '1']
-  const source = ['--service', `echo=static:${addresses}`]
-  const dns = await startDns(t, await commonPort(DNS), [...source, ...checks, ...pace, ...args])
-  await dns.process.line('service ready')
-  return { port, startReplica, replicas, dns }
-}
+import { test } from 'node:test'
+import { addresses, DNS, NAME, startDns, startFarm } from './support/farm.ts'
+import { freePort } from './support/ports.ts'
+import { until } from './support/until.ts'
 
 test('a replica that is killed, and one that is stopped, leave the answer and come back to it', async t => {
   const { startReplica, replicas, dns } = await startFarm(t)
@@ -93,7 +37,7 @@ test('a replica that is killed, and one that is stopped, leave the answer and co
 })
 
 test('weighted shares are exact over each full period, whatever else is asked', async t => {
-  const dns = await startDns(t, await commonPort(DNS), [
+  const dns = await startDns(t, await freePort(DNS), [
     ...['--service', `echo=static:${addresses[0]}*5,${addresses[1]},${addresses[2]}*3`],
     ...['--check', 'none', '--policy', 'weighted'],
   ])
@@ -124,7 +68,7 @@ test('least-loaded puts the replica with the fewest open connections first', asy
       }
     }
     const known = async () => (await dns.state()).services[0]!.endpoints.map(e => e.activeConnections)
-    while ((await known()).join() !== counts.join()) await sleep(5)
+    await until(`${counts} connections are known`, async () => (await known()).join() === counts.join())
   }
   t.after(() => [...open.values()].flat().forEach(socket => void socket.destroy()))
   const [a, b, c] = addresses
@@ -145,8 +89,8 @@ test('least-loaded puts the replica with the fewest open connections first', asy
   assert.deepEqual(await firstsOf(30), [10, 10, 10])
 })
 
-test('a farm that follows another DNS server keeps the last good answer while that one is gone', async t => {
-  const leaderPort = await commonPort(DNS)
+test('a farm that follows another DNS server keeps the last good answer while that server is down', async t => {
+  const leaderPort = await freePort(DNS)
   const startLeader = async (...of: string[]) => {
     const leader = await startDns(t, leaderPort, ['--service', `echo=static:${of}`, '--check', 'none'])
     await leader.process.line('service ready')
@@ -155,7 +99,7 @@ test('a farm that follows another DNS server keeps the last good answer while th
   const leader = await startLeader(...addresses)
   const source = `dns:${NAME}@${DNS}:${leaderPort}/50ms`
   const args = ['--service', `echo=${source}`, '--check', 'none']
-  const follower = await startDns(t, await commonPort(DNS), args)
+  const follower = await startDns(t, await freePort(DNS), args)
   await follower.process.line('service ready')
   const up = () => follower.metric(/^roundelay_source_up\{service="echo.roundelay.test"\} (\d)$/m)
   const failures = () =>
@@ -175,72 +119,3 @@ test('a farm that follows another DNS server keeps the last good answer while th
   await follower.until(answer => answer.join() === addresses[1])
   assert.deepEqual([await up(), await failures()], ['1', '1'])
 })
-
-test('a rolling restart of every replica costs no client a single echo', async t => {
-  const { port, startReplica, replicas, dns } = await startFarm(t)
-  const stop = new AbortController()
-  t.after(() => stop.abort())
-  const failures: string[] = []
-  let echoes = 0
-
-  /** Looks up and echoes, over UDP and TCP in turn, until `stop` aborts. */
-  const client = async (name: string, lookUp: () => Promise<string>) => {
-    for (let i = 0; !stop.signal.aborted; i++) {
-      const transport: Transport = i % 2 ? 'tcp' : 'udp'
-      let address = '?'
-      try {
-        address = await lookUp()
-        await echoOnce(transport, address, port)
-        echoes++
-      } catch (error) {
-        failures.push(`${name} ${transport} ${address}: ${(error as Error).message}`)
-      }
-      await sleep(2)
-    }
-  }
-  const clients = [
-    client('uncached', async () => (await dns.answer())[0]!),
-    client('cached', cached(dns.answerWithTtl)),
-  ]
-
-  for (const [i, address] of addresses.entries()) {
-    process.kill(replicas[i]!.pid, 'SIGTERM')
-    const begun = performance.now()
-    await dns.until(answer => !answer.includes(address))
-    t.diagnostic(`${address} left the answer ${Math.round(performance.now() - begun)} ms after SIGTERM`)
-    assert.deepEqual(await replicas[i]!.ended, { code: 0, signal: null })
-    await startReplica(address)
-    await dns.until(answer => answer.includes(address))
-  }
-  stop.abort()
-  await Promise.all(clients)
-  t.diagnostic(`${echoes} echoes, ${failures.length} failed`)
-  assert.deepEqual(failures, [])
-  assert.ok(echoes > 100)
-})
-
-/** Works as a resolver's cache: each answer is used for all of its TTL, each of its addresses in turn. */
-function cached(ask: () => Promise<{ address: string; ttl: number }[]>): () => Promise<string> {
-  let answer: string[] = []
-  let expires = 0
-  let uses = 0
-  return async () => {
-    if (performance.now() >= expires) {
-      const records = await ask()
-      answer = records.map(({ address }) => address)
-      expires = performance.now() + records[0]!.ttl * 1000
-    }
-    return answer[uses++ % answer.length]!
-  }
-}
-
-async function echoOnce(transport: Transport, address: string, port: number): Promise<void> {
-  const limit = AbortSignal.timeout(10_000)
-  const payload = Buffer.from(`over ${transport} to ${address}`)
-  const session = await openEcho(transport, { address, port }, limit)
-  try {
-    assert.deepEqual(await session.exchange(payload, limit), payload)
-  } finally {
-    session.close()
-  }
-}

@@ -36,10 +36,7 @@ function loadOptions(host: string, options: Options<'load'>): LoadOptions {
  */
 function stopSignal({ exit, takeSignals }: Context): AbortSignal {
   const stop = new AbortController()
-  const onSignal = (_signal: string, number: number) =>
-    stop.signal.aborted ? exit(128 + number) : stop.abort()
-  takeSignals()
-  process.on('SIGTERM', onSignal).on('SIGINT', onSignal)
+  takeSignals((_signal, number) => (stop.signal.aborted ? exit(128 + number) : stop.abort()))
   return stop.signal
 }
 

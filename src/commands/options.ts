@@ -32,7 +32,7 @@ export interface Context {
   readonly version: string
   readonly exit: (code: number) => void
   /** SIGTERM and SIGINT end the process at once until a server calls this and handles them itself. */
-  readonly takeSignals: () => void
+  readonly takeSignals: (onSignal?: (signal: NodeJS.Signals, number: number) => void) => void
 }
 
 /** What the file of a verb exports as `run`. A server's resolves when it serves, another's when it is done. */

@@ -12,10 +12,10 @@ import { promisify } from 'node:util'
 import { run as check } from '../../src/commands/check.ts'
 import { resolveOptions } from '../../src/commands/resolve-options.ts'
 import { UsageError } from '../../src/errors.ts'
-import { cli, has, portOf, run, start } from '../process.ts'
+import { cli, has, portOf, run, start } from '../support/process.ts'
 
 const options = { timeout: 30_000 }
-/** Longer than a label may be, so that no resolver is asked. */
+/** The name is longer than a label may be, so that no resolver of the machine is asked. */
 const noName = 'x'.repeat(64)
 
 test('a replica is healthy over UDP, TCP and HTTP, by IPv4, IPv6 and name', options, async t => {
@@ -59,7 +59,7 @@ test('a name is healthy if one of its addresses is, as where localhost is ::1 fi
   assert.equal(stdout, `ok: ${target}: HTTP 200\n`)
 })
 
-test('the exit code for an unhealthy server is 1, and one line gives the reason', options, async t => {
+test('a target that is not healthy exits with 1 and says why in one line', options, async t => {
   const silent = createSocket('udp4').bind(0, '127.0.0.1')
   await once(silent, 'listening')
   t.after(() => void silent.close())
@@ -96,34 +96,24 @@ test('the exit code for an unhealthy server is 1, and one line gives the reason'
   }
 })
 
-test(
-  'the exit code for a wrong target is 2, and one line gives the form that was expected',
-  options,
-  async () => {
-    const wrong = (target: string) =>
-      `Cannot parse target "${target}": expected udp://HOST:PORT, tcp://HOST:PORT or http://HOST[:PORT]/path`
-    const result = await run(['check', '127.0.0.1:7007'])
-    assert.deepEqual(result, { code: 2, stdout: '', stderr: `roundelay: ${wrong('127.0.0.1:7007')}\n` })
-    for (const target of [
-      ...[
-        'udp:7007',
-        'udp://127.0.0.1',
-        'udp://127.0.0.1:0',
-        'udp://127.0.0.1:65536',
-        'udp://127.0.0.1:7007/path',
-      ],
-      ...[
-        'tcp://:7007',
-        'tcp://127.0.0.1:seven',
-        'http://',
-        'http://127.0.0.1:0/livez',
-        'https://127.0.0.1/',
-      ],
-      ...['ftp://127.0.0.1/', 'livez', ''],
-    ]) {
-      const context = { version: '', exit: () => assert.fail(`${target} was taken`), takeSignals: () => {} }
-      const attempt = check(resolveOptions('check', {}, {}), [target], context)
-      await assert.rejects(attempt, new UsageError(wrong(target)))
-    }
-  },
-)
+test('an argument that is not a target exits with 2 and says what would be one', options, async () => {
+  const wrong = (target: string) =>
+    `Cannot parse target "${target}": expected udp://HOST:PORT, tcp://HOST:PORT or http://HOST[:PORT]/path`
+  const result = await run(['check', '127.0.0.1:7007'])
+  assert.deepEqual(result, { code: 2, stdout: '', stderr: `roundelay: ${wrong('127.0.0.1:7007')}\n` })
+  for (const target of [
+    ...[
+      'udp:7007',
+      'udp://127.0.0.1',
+      'udp://127.0.0.1:0',
+      'udp://127.0.0.1:65536',
+      'udp://127.0.0.1:7007/path',
+    ],
+    ...['tcp://:7007', 'tcp://127.0.0.1:seven', 'http://', 'http://127.0.0.1:0/livez', 'https://127.0.0.1/'],
+    ...['ftp://127.0.0.1/', 'livez', ''],
+  ]) {
+    const context = { version: '', exit: () => assert.fail(`${target} was taken`), takeSignals: () => {} }
+    const attempt = check(resolveOptions('check', {}, {}), [target], context)
+    await assert.rejects(attempt, new UsageError(wrong(target)))
+  }
+})

@@ -3,7 +3,7 @@ import { type TestContext, test } from 'node:test'
 import { models } from '../../src/servers/service.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { attempt, udpClient, udpEcho } from '../conformance/clients.ts'
-import { portOf, run, start } from '../process.ts'
+import { portOf, run, start } from '../support/process.ts'
 
 const listen = ['--listen', '127.0.0.1:0', '--admin', '127.0.0.1:0'] as const
 const unavailable = (await whyUnavailable()) ?? false

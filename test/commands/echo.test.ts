@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { portOf, run, start } from '../process.ts'
+import { portOf, run, start } from '../support/process.ts'
 
 test('a replica echoes what send sends it, over UDP and TCP', async t => {
   const replica = start(t, ['echo', '--listen', '127.0.0.1:0', '--admin', '127.0.0.1:0'])

@@ -7,8 +7,8 @@ import { stripVTControlCharacters } from 'node:util'
 import type { toJson } from '../../src/client/report.ts'
 import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
-import { commonPort } from '../common-port.ts'
-import { cli, has, run, start } from '../process.ts'
+import { freePort } from '../support/ports.ts'
+import { cli, has, run, start } from '../support/process.ts'
 
 const options = { timeout: 60_000 }
 /** Longer than a label may be: no resolver of the machine is asked. */
@@ -93,11 +93,11 @@ test(
   'each spreads connections as DNS does; once and ttl pin all of them to one replica',
   options,
   async t => {
-    const port = await commonPort(...replicas)
+    const port = await freePort(...replicas)
     await echoServers(t, replicas, port)
     const dns = ['--dns', await startDns(t, replicas), '--port', `${port}`]
     const load = async (...args: string[]) => {
-      const { code, stdout } = await run(['load', ...dns, ...SHORT, ...args, '--json', NAME])
+      const { code, stdout } = await run(['load', ...dns, ...SHORT, '--rate', '300', ...args, '--json', NAME])
       const json = parse(stdout)
       assert.deepEqual([code, json.replicas.map(({ address }) => address)], [0, [...replicas]])
       return { ...json, counts: json.replicas.map(({ connections }) => connections) }
@@ -119,10 +119,10 @@ test(
 )
 
 test('a replica that is not there fails, and its clients ask anew and go on', options, async t => {
-  const port = await commonPort(...replicas)
+  const port = await freePort(...replicas)
   const dns = ['--dns', await startDns(t, replicas), '--port', `${port}`]
   await echoServers(t, replicas.slice(1), port)
-  const args = ['--tcp', '--connections', '6', '--duration', '1s', '--json']
+  const args = ['--tcp', '--connections', '6', '--rate', '300', '--duration', '1s', '--json']
   const { code, stdout } = await run(['load', ...dns, ...args, NAME])
   const [dead, ...well] = parse(stdout).replicas
   assert.equal(code, 0)

@@ -4,7 +4,7 @@ import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { describe, type TestContext, test } from 'node:test'
 import { promisify } from 'node:util'
-import { has, portOf, type Running, start } from '../process.ts'
+import { has, portOf, type Running, start } from '../support/process.ts'
 import {
   APEX,
   addresses,

@@ -6,7 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Transport } from '../../src/address.ts'
 import { openEcho } from '../../src/client/echo.ts'
 import { parse, query, TYPE, tcpClient, udpClient } from '../dns/message.ts'
-import { type Container, docker, inspect, needsEngine, until } from './docker.ts'
+import { becomesTrue, type Container, docker, inspect, needsEngine } from './docker.ts'
 
 const NAME = 'echo.roundelay.test'
 const DNS_PORT = 5300
@@ -24,11 +24,11 @@ const containers = async (...services: string[]) =>
 const addressOf = async (id: string) =>
   (await inspect<Container>(id)).NetworkSettings.Networks.roundelay_farm!.IPAddress
 
-const resolver = new Resolver({ timeout: 1000, tries: 2 })
+const resolver = new Resolver({ timeout: 5000, tries: 2 })
 resolver.setServers([`127.0.0.1:${DNS_PORT}`])
 const answer = () => resolver.resolve4(NAME)
 const answered = (fits: (answer: string[]) => boolean, name: string) =>
-  until(async () => fits(await answer()), name, 5)
+  becomesTrue(name, async () => fits(await answer()))
 
 /** How often each stands first. */
 function countFirsts(firsts: readonly string[]): Record<string, number> {

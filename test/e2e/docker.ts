@@ -1,9 +1,8 @@
 /** The Docker command line, for tests that run containers. */
-import assert from 'node:assert/strict'
 import { execFile, spawnSync } from 'node:child_process'
 import type { TestContext } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { until } from '../support/until.ts'
 
 export const root = fileURLToPath(new URL('../..', import.meta.url))
 
@@ -23,6 +22,9 @@ export function docker(...args: string[]): Promise<string> {
 }
 
 export const inspect = async <T>(what: string): Promise<T> => JSON.parse(await docker('inspect', what))[0]
+
+/** Containers start and are checked in seconds. */
+export const becomesTrue = (what: string, holds: () => Promise<boolean>) => until(what, holds, 60_000)
 
 /** What these tests read of a container. */
 export interface Container {
@@ -53,26 +55,18 @@ export async function startContainer(t: TestContext, image: string, args: string
   const network = options.some(option => option.startsWith('--network=')) ? [] : ['--network=none']
   const id = await docker('run', '--detach', ...hardened, ...network, ...options, image, ...args)
   t.after(() => docker('rm', '--force', id))
+  const logs = () => docker('logs', id)
   const state = async () => (await inspect<Container>(id)).State
   return {
     id,
-    logs: () => docker('logs', id),
+    logs,
     /** Resolves when its log holds the text. */
-    said: (text: string) => until(async () => (await docker('logs', id)).includes(text), `log says ${text}`),
+    said: (text: string) =>
+      becomesTrue(`the log contains ${text}`, async () => (await logs()).includes(text)),
     becomes: (health: string) =>
-      until(async () => (await state()).Health.Status === health, `health is ${health}`),
+      becomesTrue(`the health is ${health}`, async () => (await state()).Health.Status === health),
     exitCode: async () => Number(await docker('wait', id)),
     /** Runs Node in it. */
     node: (script: string) => docker('exec', id, 'node', '-e', script),
   }
-}
-
-/** Resolves with the milliseconds that it took. */
-export async function until(what: () => Promise<boolean>, name: string, pollMs = 20): Promise<number> {
-  const begun = performance.now()
-  while (!(await what())) {
-    assert.ok(performance.now() - begun < 60_000, `within a minute: ${name}`)
-    await sleep(pollMs)
-  }
-  return Math.round(performance.now() - begun)
 }

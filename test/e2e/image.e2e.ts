@@ -4,7 +4,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
-import { docker, inspect, needsEngine, root, startContainer, until } from './docker.ts'
+import { becomesTrue, docker, inspect, needsEngine, root, startContainer } from './docker.ts'
 
 // Not the release's name, which may stand for an image that somebody uses.
 const IMAGE = 'roundelay:e2e'
@@ -180,7 +180,7 @@ describe('image', needsEngine, () => {
       const { id, node } = await startContainer(t, IMAGE, client, [`--network=container:${server.id}`])
       // A UDP socket whose peer is 127.0.0.1:7007.
       const sockets = `console.log(fs.readFileSync('/proc/net/udp', 'utf8'))`
-      await until(async () => (await node(sockets)).includes(' 0100007F:1B5F '), 'it waits')
+      await becomesTrue('it waits', async () => (await node(sockets)).includes(' 0100007F:1B5F '))
       await docker('stop', '--time=3', id)
       assert.equal(Number(await docker('wait', id)), 143)
     })

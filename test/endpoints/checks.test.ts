@@ -7,7 +7,7 @@ import { type TestContext, test } from 'node:test'
 import { type ProbeResult, probe } from '../../src/client/probe.ts'
 import { pause, systemClock } from '../../src/clock.ts'
 import { type Check, checkForever } from '../../src/endpoints/checks.ts'
-import { portOf, start } from '../process.ts'
+import { portOf, start } from '../support/process.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 
 interface Reported {

@@ -12,7 +12,7 @@ import {
   inCluster,
   loadCluster,
 } from '../../src/endpoints/kubernetes-config.ts'
-import { has } from '../process.ts'
+import { has } from '../support/process.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 import { follow, refuse, slice, startApi } from './api-server.ts'
 

@@ -9,11 +9,11 @@ import type { ServerResponse } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { parseSource } from '../../src/commands/values.ts'
 import { endpointsOf, kubernetesSource } from '../../src/endpoints/kubernetes.ts'
-import { commonPort } from '../common-port.ts'
-import { start } from '../process.ts'
+import { freePort } from '../support/ports.ts'
+import { start } from '../support/process.ts'
+import { until } from '../support/until.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 import { follow, refuse, SourceClock, slice, startApi, status } from './api-server.ts'
 
@@ -645,7 +645,7 @@ test('a process whose source was aborted ends by itself', async t => {
 /** `roundelay dns` with a Service of a cluster, and questions to it. */
 async function startDns(t: TestContext, api: Api, args: readonly string[]) {
   const at = '127.0.4.53'
-  const port = await commonPort(at)
+  const port = await freePort(at)
   const base = ['--listen', `${at}:${port}`, '--admin', `${at}:0`, '--drain', '0', '--grace', '1s']
   const env = { KUBECONFIG: kubeconfig(t, api.url) }
   const process = start(t, ['dns', ...base, '--service', 'echo=kubernetes:echo', ...args], env)
@@ -660,11 +660,7 @@ async function startDns(t: TestContext, api: Api, args: readonly string[]) {
   return {
     process,
     answer,
-    async until(wanted: string): Promise<number> {
-      const begun = performance.now()
-      while ((await answer()) !== wanted) await sleep(2)
-      return Math.round(performance.now() - begun)
-    },
+    until: (wanted: string) => until(`the answer is ${wanted}`, async () => (await answer()) === wanted),
     ready: async () => (await fetch(`http://${admin}/readyz`)).status,
   }
 }
@@ -737,7 +733,7 @@ test('the whole program answers with what a Service has, and a pod that goes lea
 
 test('the whole program is ready only when a round of checks has followed the first list', async t => {
   const api = await startApi(t)
-  const port = await commonPort('127.0.4.1', '127.0.4.2')
+  const port = await freePort('127.0.4.1', '127.0.4.2')
   api.put(slice('a', ['127.0.4.1', '127.0.4.2']))
   const check = ['--check', `udp:${port}`, '--check-interval', '2s', '--check-timeout', '2s']
   const echo = start(t, ['echo', '--listen', `127.0.4.1:${port}`, '--admin', '127.0.4.1:0'])

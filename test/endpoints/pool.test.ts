@@ -7,7 +7,7 @@ import { type Endpoint, endpoint, type Sink, type Source } from '../../src/endpo
 import { type EndpointStatus, type PoolEvents, type Snapshot, startPool } from '../../src/endpoints/pool.ts'
 import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
-import { commonPort } from '../common-port.ts'
+import { freePort } from '../support/ports.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 
 type Options = Partial<Parameters<typeof startPool>[0]>
@@ -436,7 +436,7 @@ const SOAK = `
 test('200 endpoints checked again and again leak nothing, and a closed pool lets the process end', async t => {
   const addresses = Array.from({ length: 200 }, (_, i) => `127.0.6.${i + 1}`)
   // Half of them answer, a quarter is silent, at a quarter nothing listens.
-  const port = await commonPort(...addresses)
+  const port = await freePort(...addresses)
   const listen = (some: string[]) => some.map(address => ({ address, port }))
   const common = { maxConnections: 1e6, idleMs: 60_000, say: () => assert.fail() }
   const silent = { ...echo, stream() {}, datagram: () => -1 }

@@ -21,7 +21,7 @@ import { whyUnavailable } from '../../src/sys/available.ts'
 import { closeOnExec } from '../../src/sys/libc.ts'
 import { commonPort } from '../common-port.ts'
 import { has, type Running, start } from '../process.ts'
-import { until } from '../sys/kernel.ts'
+import { until as untilNamed } from '../support/until.ts'
 
 export const root = process.getuid?.() === 0
 
@@ -365,5 +365,7 @@ export function member(t: TestContext): Member | undefined {
 
 /** Why a test that needs a member is skipped. */
 export const noMember = 'no user here is in two groups, and only root can create one'
+
+const until = (condition: () => boolean | Promise<boolean>) => untilNamed(`${condition}`, condition)
 
 export { until }

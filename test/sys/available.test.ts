@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import type { TestContext } from 'node:test'
 import { whyUnavailable } from '../../src/sys/available.ts'
-import { portOf, run, start } from '../process.ts'
+import { portOf, runProcess, start } from '../support/process.ts'
 import { test } from './kernel.ts'
 
 /** An environment in which Node runs this module first. */
@@ -45,7 +45,7 @@ for (const [where, model, env, why] of [
   ['a machine without koffi', 'iterative', withoutKoffi, 'koffi cannot be loaded: there is no koffi'],
 ] as const) {
   test(`on ${where} --model ${model} is refused in one line that says why`, async () => {
-    assert.deepEqual(await run(['echo', '--model', model, '--listen', '127.0.0.1:0'], env), {
+    assert.deepEqual(await runProcess(['echo', '--model', model, '--listen', '127.0.0.1:0'], env), {
       code: 2,
       stdout: '',
       stderr: `roundelay: Cannot run --model ${model} here: it needs Linux' socket API, and ${why}\n`,
@@ -58,7 +58,10 @@ for (const [where, model, env, why] of [
     const { listen } = await replica.line('echo replica ready')
     const port = String(portOf((listen as string[])[0]))
     for (const transport of ['--udp', '--tcp']) {
-      const { code, stdout } = await run(['send', transport, '--port', port, '127.0.0.1', 'hello'], env)
+      const { code, stdout } = await runProcess(
+        ['send', transport, '--port', port, '127.0.0.1', 'hello'],
+        env,
+      )
       assert.deepEqual([code, stdout], [0, '[5 bytes] hello\n'])
     }
   })

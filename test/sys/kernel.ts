@@ -2,7 +2,6 @@
 import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
 import { test as nodeTest, type TestContext } from 'node:test'
-import { setTimeout as delay } from 'node:timers/promises'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { headers, layouts } from '../../src/sys/layouts.ts'
 import { accept4, check, close, getsockopt, poll } from '../../src/sys/libc.ts'
@@ -63,13 +62,4 @@ export async function connection(t: TestContext, address = '127.0.0.1') {
   const client = await clientOf(t, listener)
   poll(pollFor(listener.fd), 1, 10_000)
   return { fd: owned(t, accept4(listener.fd, headers.SOCK_CLOEXEC)), client, listener }
-}
-
-/** For what the kernel does in its own time and tells nobody. */
-export async function until(condition: () => boolean): Promise<void> {
-  const deadline = Date.now() + 20_000
-  while (!condition()) {
-    if (Date.now() > deadline) throw new Error(`never came true: ${condition}`)
-    await delay(2)
-  }
 }

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { epollEvent, headers, layouts } from '../../src/sys/layouts.ts'
-import { has } from '../process.ts'
+import { has } from '../support/process.ts'
 
 const source = readFileSync(new URL('../../src/sys/layouts.ts', import.meta.url), 'utf8')
 const named = new Set(source.match(/<[\w/]+\.h>/g))

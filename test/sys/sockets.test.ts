@@ -17,8 +17,9 @@ import {
   prepareConnection,
   queued,
 } from '../../src/sys/sockets.ts'
-import { commonPort } from '../common-port.ts'
-import { clientOf, connection, families, option, owned, ownedBound, pollFor, test, until } from './kernel.ts'
+import { freePort } from '../support/ports.ts'
+import { until } from '../support/until.ts'
+import { clientOf, connection, families, option, owned, ownedBound, pollFor, test } from './kernel.ts'
 
 const { SOL_SOCKET, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_STREAM, AF_INET, AF_INET6 } = headers
 const familyOf = (address: string) => (isIpv6(address) ? AF_INET6 : AF_INET)
@@ -116,7 +117,7 @@ const opens = {
 
 for (const [name, open] of Object.entries(opens)) {
   test(`${name} opens one port on IPv4 and IPv6 side by side, and IPv6 alone`, async t => {
-    const port = await commonPort('127.0.0.1', '::1')
+    const port = await freePort('127.0.0.1', '::1')
     for (const { address } of families) {
       const { fd, address: bound } = ownedBound(t, open({ address, port }))
       assert.deepEqual(bound, { address, port })
@@ -208,7 +209,7 @@ for (const { address } of families)
     const listener = ownedBound(t, listenTcp({ address, port: 0 }))
     assert.equal(queued(listener.fd), 0)
     for (let i = 0; i < 5; i++) await clientOf(t, listener)
-    await until(() => queued(listener.fd) === 5)
+    await until('five connections wait', () => queued(listener.fd) === 5)
     for (const left of [4, 3, 2, 1, 0]) {
       owned(t, libc.accept4(listener.fd, SOCK_CLOEXEC))
       assert.equal(queued(listener.fd), left)
@@ -242,7 +243,7 @@ test('a receive buffer has the size asked for, as far as the system allows', t =
 })
 
 test('a listener can be opened again while an old connection is in TIME_WAIT', async t => {
-  const wanted = { address: '127.0.0.1', port: await commonPort('127.0.0.1') }
+  const wanted = { address: '127.0.0.1', port: await freePort('127.0.0.1') }
   const { fd: listener } = listenTcp(wanted)
   const client = connect(wanted.port, wanted.address)
   await once(client, 'connect')

@@ -5,7 +5,7 @@ import type { TestContext } from 'node:test'
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
 import koffi from 'koffi'
 import * as libc from '../../src/sys/libc.ts'
-import { until } from './kernel.ts'
+import { until } from '../support/until.ts'
 
 type Calls = Omit<typeof libc, 'check'>
 type Args<N extends keyof Calls> = Parameters<Calls[N]>
@@ -33,7 +33,7 @@ export function startThread(t: TestContext) {
     async enter<N extends keyof Calls>(name: N, ...args: Args<N>) {
       worker.postMessage({ name, args })
       const first: number = await next()
-      await until(() => threadIsIn(first))
+      await until(`the thread waits in ${name}`, () => threadIsIn(first))
       return { returned: next() as Promise<Returned<N>> }
     },
   }

@@ -10,7 +10,8 @@ import { headers } from '../../src/sys/layouts.ts'
 import { accept4, close, recv } from '../../src/sys/libc.ts'
 import { bindUdp, listenTcp } from '../../src/sys/sockets.ts'
 import { startWatcher, type Watcher } from '../../src/sys/watcher.ts'
-import { ownedBound, test, until } from './kernel.ts'
+import { until } from '../support/until.ts'
+import { ownedBound, test } from './kernel.ts'
 
 async function watcherFor(t: TestContext): Promise<Watcher> {
   const watcher = await startWatcher()
@@ -40,7 +41,7 @@ async function afterAnother(t: TestContext, watcher: Watcher): Promise<void> {
     seen = true
   })
   await send(t, address.port, 'another')
-  await until(() => seen)
+  await until('the other datagram is seen', () => seen)
 }
 
 test('a readable socket is reported once, and its datagram is still there', async t => {
@@ -51,7 +52,7 @@ test('a readable socket is reported once, and its datagram is still there', asyn
   await afterAnother(t, watcher)
   assert.equal(calls, 0, 'no datagram was sent yet')
   await send(t, address.port, 'one', 'two')
-  await until(() => calls > 0)
+  await until('the socket is readable', () => calls > 0)
   await afterAnother(t, watcher)
   assert.equal(calls, 1)
   const buffer = Buffer.alloc(10)
@@ -74,7 +75,7 @@ test('a socket may be watched again within the callback', async t => {
   }
   watcher.watch(fd, again)
   await send(t, address.port, 'x')
-  await until(() => calls === 3)
+  await until('three calls have come', () => calls === 3)
   await afterAnother(t, watcher)
   assert.equal(calls, 3)
 })
@@ -128,7 +129,7 @@ test('each of a hundred sockets gets its own callback', async t => {
   const told = new Set<number>()
   for (const { fd } of sockets) watcher.watch(fd, () => told.add(fd))
   for (const { address } of sockets) await send(t, address.port, 'x')
-  await until(() => told.size === sockets.length)
+  await until('each socket has had its call', () => told.size === sockets.length)
 })
 
 test('a number that is no descriptor is an error with its code', async t => {

@@ -1,0 +1,43 @@
+/** One UDP client for all tests. */
+import { createSocket, type Socket } from 'node:dgram'
+import { once } from 'node:events'
+import { isIPv6 } from 'node:net'
+import type { TestContext } from 'node:test'
+
+export interface UdpClient extends Socket {
+  /** The datagrams received so far, in order. */
+  readonly got: Buffer[]
+  /** Sends a datagram to a port of 127.0.0.1, or of [::1] if the client is bound to it, or of `to`. */
+  tell(payload: Buffer | string, port: number, to?: string): void
+  /** Does the same, and resolves with the next datagram received. */
+  ask(payload: Buffer | string, port: number, to?: string): Promise<Buffer>
+}
+
+/**
+ * A UDP socket that is bound to a loopback address and closed when the test ends. It never sets SO_REUSEADDR:
+ * among sockets that set it, Linux gives two of them the same port, and one receives the replies to the other.
+ */
+export async function udpClient(t: TestContext, address = '127.0.0.1', port = 0): Promise<UdpClient> {
+  const socket = createSocket(isIPv6(address) ? 'udp6' : 'udp4')
+  t.after(() => new Promise<void>(resolve => void socket.close(resolve)))
+  const got: Buffer[] = []
+  socket.on('message', message => got.push(message))
+  socket.bind({ port, address, exclusive: true })
+  await once(socket, 'listening')
+  const peer = isIPv6(address) ? address : '127.0.0.1'
+  const tell = (payload: Buffer | string, port: number, to = peer) => socket.send(payload, port, to)
+  const ask = async (payload: Buffer | string, port: number, to = peer): Promise<Buffer> => {
+    const reply = once(socket, 'message')
+    tell(payload, port, to)
+    return (await reply)[0]
+  }
+  return Object.assign(socket, { got, tell, ask })
+}
+
+/** `socket.ask`, for tests that name the address each time. */
+export const udpEcho = (
+  socket: UdpClient,
+  payload: Buffer | string,
+  port: number,
+  address = '127.0.0.1',
+): Promise<Buffer> => socket.ask(payload, port, address)
