@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { userInfo } from 'node:os'
 import { formatAddress } from '../address.ts'
+import { systemClock } from '../clock.ts'
 import { UsageError } from '../errors.ts'
 import { describe, type Entry, type LookUp, parseInetdConf, parseServices } from '../inetd/conf.ts'
 import type { Configured, Inetd } from '../inetd/inetd.ts'
@@ -9,7 +10,7 @@ import { type Account, findAccount } from '../inetd/users.ts'
 import { startAdmin } from '../ops/admin.ts'
 import { createLog } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
-import { smallServices } from '../protocols.ts'
+import { protocol, protocolNames } from '../protocols.ts'
 import { whyUnavailable } from '../sys/available.ts'
 import type { Run } from './options.ts'
 
@@ -30,19 +31,13 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
   const log = await createLog({ level: options.logLevel, name: 'inetd' })
   const { Inetd } = await import('../inetd/inetd.ts')
   const inetd: Inetd = new Inetd({
-    protocols: smallServices(clock),
+    protocols: protocolNames.map(name => protocol(name, systemClock)),
     maxChildren: options.maxChildren,
     maxPerIp: options.maxPerIp || Infinity,
     ratePerIp: options.ratePerIp || Infinity,
     maxConnections: options.maxConnections,
     idleMs: options.idleTimeout,
-    clock: {
-      now: () => performance.now(),
-      after(ms, task) {
-        const timer = setTimeout(task, ms)
-        return () => clearTimeout(timer)
-      },
-    },
+    clock: systemClock,
     say: (level, message, details) => log[level](details, message),
   })
   const apply = async ({ configured, problems }: Read) => {
@@ -158,7 +153,10 @@ function accountOf(entry: Entry, passwd: string, group: string, verifyOnly: bool
 /** Slim images have no database: then the names of our own services stand. */
 function servicesDatabase(): LookUp {
   const fromFile = parseServices(readIfAny('/etc/services'))
-  const own = new Map([...smallServices(clock).map(({ name, port }) => [name, port] as const), ['tcpmux', 1]])
+  const own = new Map([
+    ...protocolNames.map(name => [name as string, protocol(name, systemClock).port] as const),
+    ['tcpmux', 1],
+  ])
   return (name, protocol) => fromFile(name, protocol) ?? own.get(name)
 }
 
@@ -168,16 +166,6 @@ function readIfAny(path: string): string {
   } catch {
     return ''
   }
-}
-
-const clock = {
-  seconds: () => Math.floor(Date.now() / 1000),
-  text() {
-    const now = new Date()
-    // Mon Nov 23 2026 15:33:00 GMT+0100 (…)
-    const [weekday, month, day, year] = now.toDateString().split(' ')
-    return `${weekday} ${month} ${day!.replace(/^0/, ' ')} ${now.toTimeString().slice(0, 8)} ${year}`
-  },
 }
 
 const samples = (inetd: Inetd): Sample[] =>

@@ -8,7 +8,7 @@ import type { Check } from '../endpoints/checks.ts'
 import { endpoint } from '../endpoints/endpoint.ts'
 import { staticSource } from '../endpoints/static.ts'
 import { UsageError } from '../errors.ts'
-import { bindAll, openTcp, openUdp, udpSocket } from '../net/bind.ts'
+import { bindAll, bindNodeUdp, listenNodeTcp, udpSocket } from '../net/bind.ts'
 import { createLog, textFormat } from '../ops/log.ts'
 import { type DnsOptions, startDns, validate } from './dns.ts'
 import { firstCount } from './dns-state.ts'
@@ -115,8 +115,8 @@ async function reserve(udpAndTcp: readonly SocketAddress[], tcp: readonly Socket
   try {
     for (const { tcp, udp } of await bindAll(
       udpAndTcp,
-      openTcp(() => createServer()),
-      openUdp(udpSocket),
+      listenNodeTcp(() => createServer()),
+      bindNodeUdp(udpSocket),
     ))
       held.push(tcp, udp)
     for (const { address, port } of tcp) {

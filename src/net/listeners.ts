@@ -9,7 +9,7 @@ import { createServer, type Server, type ServerOpts, type Socket } from 'node:ne
 import type { SocketAddress } from '../address.ts'
 import { type Say, sparingly } from '../say.ts'
 import { whyUnavailable } from '../sys/available.ts'
-import { type Open, openTcp } from './bind.ts'
+import { listenNodeTcp, type Open } from './bind.ts'
 
 const KEEP_ALIVE_MS = 60_000
 const RESUME_RETRY_MS = 100
@@ -96,7 +96,7 @@ export class Listeners {
 }
 
 async function openPortable(wanted: SocketAddress, make: () => Server): ReturnType<Open<Listener>> {
-  const { socket: server, port } = await openTcp(make)(wanted)
+  const { socket: server, port } = await listenNodeTcp(make)(wanted)
   const socket = { pause() {}, resume() {}, queued: () => 0, close: () => void server.close() }
   return { socket, port }
 }

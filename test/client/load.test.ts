@@ -7,8 +7,8 @@ import { type LoadOptions, runLoad } from '../../src/client/load.ts'
 import { Payloads } from '../../src/client/payload.ts'
 import { isFailure, type LoadResult, totals } from '../../src/client/report.ts'
 import { type Answer, keep } from '../../src/client/resolve.ts'
-import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
+import { echo } from '../support/echo.ts'
 
 const options = { timeout: 60_000 }
 const never = new AbortController().signal

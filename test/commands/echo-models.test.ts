@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
-import { models } from '../../src/servers/service.ts'
+import { modelNames } from '../../src/servers/models.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { attempt, udpClient, udpEcho } from '../conformance/clients.ts'
 import { portOf, run, start } from '../process.ts'
@@ -73,7 +73,7 @@ test('a port in use is one line and exit code 2, whoever holds it', {
 }, async t => {
   const first = await ready(t, [])
   const lines = await Promise.all(
-    Object.keys(models).map(model =>
+    modelNames.map(model =>
       run(['echo', '--model', model, '--listen', `127.0.0.1:${first.port}`, '--admin', '127.0.0.1:0']),
     ),
   )

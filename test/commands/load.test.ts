@@ -5,10 +5,10 @@ import { once } from 'node:events'
 import { type TestContext, test } from 'node:test'
 import { stripVTControlCharacters } from 'node:util'
 import type { toJson } from '../../src/client/report.ts'
-import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
 import { commonPort } from '../common-port.ts'
 import { cli, has, run, start } from '../process.ts'
+import { echo } from '../support/echo.ts'
 
 const options = { timeout: 60_000 }
 /** Longer than a label may be: no resolver of the machine is asked. */

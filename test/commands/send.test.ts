@@ -3,9 +3,9 @@ import { createSocket, type RemoteInfo, type Socket as UdpSocket } from 'node:dg
 import { once } from 'node:events'
 import { type AddressInfo, createServer, type Socket } from 'node:net'
 import { type TestContext, test } from 'node:test'
-import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
 import { portOf, run, start } from '../process.ts'
+import { echo } from '../support/echo.ts'
 
 const options = { timeout: 30_000 }
 /** Longer than a label may be: no resolver of the machine is asked. */

@@ -1,5 +1,6 @@
 /** A server model in the test's own process, closed when the test ends. */
 import type { TestContext } from 'node:test'
+import { systemClock } from '../../src/clock.ts'
 import type { Protocol } from '../../src/protocols.ts'
 import type { EchoService, ServerModel, ServerOptions } from '../../src/servers/service.ts'
 import { childrenOf, isChildOfModel } from './proc.ts'
@@ -33,6 +34,7 @@ export async function serve(
     minSpare: 1,
     maxSpare: 2,
     maxRequests: 0,
+    clock: systemClock,
     say: (level, message, details) => said.push({ level, message, details: details as Said['details'] }),
     ...wanted,
   })

@@ -4,13 +4,15 @@ import { once } from 'node:events'
 import { get } from 'node:http'
 import { text } from 'node:stream/consumers'
 import type { TestContext } from 'node:test'
-import type { Children, EchoCounters, ModelName } from '../../src/servers/service.ts'
+import type { ModelName } from '../../src/servers/models.ts'
+import type { Children, EchoCounters } from '../../src/servers/service.ts'
 import { cli, type Line, portOf, type Running, start } from '../process.ts'
 import { until } from './clients.ts'
 import { childrenOf, isChildOfModel } from './proc.ts'
 
 interface State extends Partial<Children> {
   readonly model: ModelName
+  readonly protocol: string
   readonly transports: readonly string[]
   readonly counters: EchoCounters
 }

@@ -13,9 +13,8 @@ import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { Worker } from 'node:worker_threads'
-import type { Transport } from '../../src/address.ts'
 import { SMALL_SERVICE_PORTS } from '../../src/protocols.ts'
-import { type ModelName, models, type ServerModel } from '../../src/servers/service.ts'
+import { type ModelName, modelNames, models } from '../../src/servers/models.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { has } from '../process.ts'
 import {
@@ -33,8 +32,8 @@ import {
   udpEcho,
   until,
 } from './clients.ts'
-import { arrivalAt, gatedEcho } from './gated-echo.ts'
 import { serve } from './in-process.ts'
+import { arrivalAt, gatedEcho, knowOddProtocols } from './odd-protocols.ts'
 import { childrenOf, descriptors, holders, rssMib, runs, udpQueued } from './proc.ts'
 import { type Replica, startReplica } from './replica.ts'
 
@@ -65,10 +64,10 @@ const flags: Record<ModelName, readonly string[]> = {
   'event-loop': [],
 }
 
-for (const model of Object.keys(models) as ModelName[])
+for (const model of modelNames)
   for (const transport of ['udp', 'tcp'] as const) {
     const title = `${model} over ${transport.toUpperCase()}`
-    const offered = (models[model] as readonly Transport[]).includes(transport)
+    const offered = models[model].transports.includes(transport)
     test(title, {
       ...options,
       timeout: 420_000,
@@ -563,7 +562,7 @@ test('iterative: SIGTERM ends it, and its port is closed', options, async t => {
   assert.equal((await once(late, 'error'))[0].code, 'ECONNREFUSED')
 })
 
-for (const model of Object.keys(models) as ModelName[])
+for (const model of modelNames)
   test(of('a second signal ends it at once, and its children', model), options, async t => {
     const replica = await startReplica(t, model, [
       ...(model === 'iterative' ? [] : startAs[model]),
@@ -624,15 +623,9 @@ for (const model of forkingModels) {
   )
 }
 
-const factories: Record<ModelName, () => Promise<ServerModel>> = {
-  iterative: async () => (await import('../../src/servers/iterative.ts')).iterative,
-  concurrent: async () => (await import('../../src/servers/concurrent.ts')).concurrent,
-  prefork: async () => (await import('../../src/servers/prefork.ts')).prefork,
-  'event-loop': async () => (await import('../../src/servers/event-loop.ts')).eventLoop,
-}
-
 /** A place where handlers wait; opened at the latest when the test ends. */
 function gate(t: TestContext) {
+  knowOddProtocols(t)
   const folder = mkdtempSync(join(tmpdir(), 'roundelay-gate-'))
   const path = join(folder, 'gate')
   const open = () => writeFileSync(path, '')
@@ -651,7 +644,7 @@ function gate(t: TestContext) {
 
 test('iterative: while one datagram is being answered the next waits in the kernel', options, async t => {
   const { message, open, arrived } = gate(t)
-  const { port, counters } = await serve(t, await factories.iterative(), gatedEcho)
+  const { port, counters } = await serve(t, await models.iterative.load(), gatedEcho)
   const [a, b] = [await udpClient(t), await udpClient(t)]
   const order: string[] = []
   a.on('message', () => order.push('a'))
@@ -671,7 +664,7 @@ test('iterative: while one datagram is being answered the next waits in the kern
 for (const model of forkingModels)
   test(of('while one process is blocked another serves', model), options, async t => {
     const { message, open, arrived } = gate(t)
-    const { port } = await serve(t, await factories[model](), gatedEcho)
+    const { port } = await serve(t, await models[model].load(), gatedEcho)
     const [a, b] = await clients(t, port, 2)
     a!.write(message)
     await arrived()

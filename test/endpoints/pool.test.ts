@@ -5,9 +5,9 @@ import { createServer, type ServerResponse } from 'node:http'
 import { type TestContext, test } from 'node:test'
 import { type Endpoint, endpoint, type Sink, type Source } from '../../src/endpoints/endpoint.ts'
 import { type EndpointStatus, type PoolEvents, type Snapshot, startPool } from '../../src/endpoints/pool.ts'
-import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
 import { commonPort } from '../common-port.ts'
+import { echo } from '../support/echo.ts'
 
 type Options = Partial<Parameters<typeof startPool>[0]>
 type Mood = 'up' | 'down' | 'draining' | 'mute'

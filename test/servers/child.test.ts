@@ -8,7 +8,6 @@ import { join } from 'node:path'
 import { buffer } from 'node:stream/consumers'
 import { type TestContext, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
-import { echo } from '../../src/protocols.ts'
 import { BUSY, type ChildOrders, CONTROL, IDLE } from '../../src/servers/orders.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import type * as Sys from '../../src/sys/libc.ts'
@@ -29,9 +28,8 @@ function child(
   connection: Socket | 'ignore',
   listeners: readonly number[] = [],
 ) {
-  const { module, name } = echo
   const all = {
-    protocol: { module, name },
+    protocol: 'echo',
     idleMs: 60_000,
     listeners: listeners.length,
     maxRequests: 0,

@@ -4,13 +4,13 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { echo } from '../../src/protocols.ts'
 import type { concurrent as Concurrent } from '../../src/servers/concurrent.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { attempt, client, clients, ended, read, roundTrip, until } from '../conformance/clients.ts'
 import { ownChildren, serve } from '../conformance/in-process.ts'
+import { knowOddProtocols, named } from '../conformance/odd-protocols.ts'
 import { runs } from '../conformance/proc.ts'
-import { silent } from '../conformance/silent-echo.ts'
+import { echo } from '../support/echo.ts'
 
 const options = { timeout: 60_000, skip: (await whyUnavailable()) ?? false }
 const concurrent: typeof Concurrent = options.skip
@@ -76,7 +76,8 @@ test('it counts connections, processes and failures', options, async t => {
 })
 
 test('a protocol may say nothing to a piece', options, async t => {
-  const { port } = await serve(t, concurrent, silent)
+  knowOddProtocols(t)
+  const { port } = await serve(t, concurrent, named('silentEcho'))
   const socket = await client(t, port)
   await roundTrip(socket, 'loud')
   socket.write('quiet')
@@ -155,34 +156,34 @@ test('an address in use is named with its code and port', options, async t => {
 
 test('a process that dies at its start costs no client: it waits for another', options, async t => {
   const folder = mkdtempSync(join(tmpdir(), 'roundelay-cure-'))
-  process.env.DYING_ECHO_CURE = join(folder, 'cure')
+  process.env.ODD_PROTOCOL_CURE = join(folder, 'cure')
   t.after(() => {
-    delete process.env.DYING_ECHO_CURE
+    delete process.env.ODD_PROTOCOL_CURE
     rmSync(folder, { recursive: true })
   })
-  const module = new URL('../conformance/dying-echo.ts', import.meta.url).href
-  const server = await serve(t, concurrent, { ...echo, name: 'dyingEcho', module })
+  knowOddProtocols(t)
+  const server = await serve(t, concurrent, named('dyingEcho'))
   const socket = await client(t, server.port)
   socket.write('patience')
   await until('two have died', () => (server.children?.().failures ?? 0) >= 2)
   assert.equal(server.counters.connections, 0)
-  writeFileSync(process.env.DYING_ECHO_CURE, '')
+  writeFileSync(process.env.ODD_PROTOCOL_CURE, '')
   assert.equal(await read(socket, 8), 'patience')
   assert.equal(server.counters.connections, 1)
   assert.deepEqual(
     server.said.map(({ message }) => message),
-    ['child died at its start: its client waits'],
+    ['child died during its start: its client waits'],
     'not said with every one',
   )
 })
 
 test('whatever spawn throws, the server lives and its clients wait', options, async t => {
   // Longer than an argument may be: E2BIG, one of those that Node throws.
-  const server = await serve(t, concurrent, { ...echo, module: `data:,${'x'.repeat(200_000)}` })
+  const server = await serve(t, concurrent, named('x'.repeat(200_000)))
   const socket = await client(t, server.port)
   await until('it is said', () => server.said.length > 0)
   const { level, message, details } = server.said[0]!
-  assert.deepEqual([level, message], ['error', 'cannot make a process: clients wait'])
+  assert.deepEqual([level, message], ['error', 'cannot start a process: clients wait'])
   assert.equal((details.err as NodeJS.ErrnoException).code, 'E2BIG')
   assert.equal(socket.closed, false)
   socket.destroy()

@@ -10,10 +10,11 @@ import { buffer } from 'node:stream/consumers'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { echo, SMALL_SERVICE_PORTS } from '../../src/protocols.ts'
+import { SMALL_SERVICE_PORTS } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
 import type { ServerOptions } from '../../src/servers/service.ts'
 import { has, portOf, run, start } from '../process.ts'
+import { echo } from '../support/echo.ts'
 
 const KIB = 1024
 const MIB = 1024 * KIB

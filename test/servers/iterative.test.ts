@@ -4,12 +4,12 @@ import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { text } from 'node:stream/consumers'
 import { type TestContext, test } from 'node:test'
-import { echo } from '../../src/protocols.ts'
 import type { iterative as Iterative } from '../../src/servers/iterative.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { randomOctets, udpClient, udpEcho, until } from '../conformance/clients.ts'
 import { serve } from '../conformance/in-process.ts'
-import { silent } from '../conformance/silent-echo.ts'
+import { knowOddProtocols, silentEcho } from '../conformance/odd-protocols.ts'
+import { echo } from '../support/echo.ts'
 
 const options = { timeout: 60_000, skip: (await whyUnavailable()) ?? false }
 const iterative: typeof Iterative = options.skip
@@ -21,7 +21,8 @@ async function program(t: TestContext, end: string) {
   const url = (path: string) => JSON.stringify(new URL(`../../src/${path}`, import.meta.url).href)
   const script = `
     import { iterative } from ${url('servers/iterative.ts')}
-    import { echo } from ${url('protocols.ts')}
+    import { protocol } from ${url('protocols.ts')}
+    const echo = protocol('echo', { wallSeconds: () => 0 })
     const listen = [{ address: '127.0.0.1', port: 0 }]
     const server = await iterative(echo, { listen })
     console.log(server.addresses[0].port)
@@ -67,11 +68,11 @@ test(
   options,
   async t => {
     const end = `
-    const broken = { ...echo, module: 'data:text/javascript,throw new Error("not this one")' }
+    const broken = { ...echo, name: 'unknown' }
     await iterative(broken, { listen: [{ address: '127.0.0.1', port: 0 }] })`
     const { code, signal, stderr } = await program(t, end)
     assert.deepEqual([code, signal], [1, null])
-    assert.match(stderr, /not this one/)
+    assert.match(stderr, /there is no protocol "unknown"/)
   },
 )
 
@@ -100,7 +101,8 @@ test('each datagram is counted once, over all addresses', options, async t => {
 })
 
 test('a protocol that says nothing sends nothing', options, async t => {
-  const { port, counters } = await serve(t, iterative, silent)
+  knowOddProtocols(t)
+  const { port, counters } = await serve(t, iterative, silentEcho)
   const socket = await udpClient(t)
   socket.send('quiet', port, '127.0.0.1')
   assert.equal(String(await udpEcho(socket, 'loud', port)), 'loud')
