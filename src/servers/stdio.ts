@@ -19,7 +19,10 @@ export function serveStdio(protocol: Protocol, idleMs: number): void {
   const kind = inherited(STDIN)
   // Node has made its standard streams non-blocking, and they may all be this socket.
   check(setBlocking(STDIN), 'fcntl')
-  if (kind === 'connection') return serveOne(STDIN, protocol, idleMs, connectionBuffer())
+  if (kind === 'connection') {
+    serveOne(STDIN, protocol, idleMs, connectionBuffer())
+    return
+  }
   giveUpAfter(STDIN, idleMs)
   if (kind === 'listener') serveListener(protocol, idleMs)
   else serveSocket(protocol)

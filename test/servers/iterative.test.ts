@@ -2,14 +2,18 @@ import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { text } from 'node:stream/consumers'
 import { type TestContext, test } from 'node:test'
 import type { iterative as Iterative } from '../../src/servers/iterative.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
-import { randomOctets, udpClient, udpEcho, until } from '../conformance/clients.ts'
+import { headers } from '../../src/sys/layouts.ts'
+import { MIB, randomOctets, udpClient, udpEcho, until } from '../conformance/clients.ts'
 import { serve } from '../conformance/in-process.ts'
 import { knowOddProtocols, silentEcho } from '../conformance/odd-protocols.ts'
+import { descriptorOf } from '../conformance/proc.ts'
 import { echo } from '../support/echo.ts'
+import { option } from '../sys/kernel.ts'
 
 const options = { timeout: 60_000, skip: (await whyUnavailable()) ?? false }
 const iterative: typeof Iterative = options.skip
@@ -161,4 +165,12 @@ test('an address in use is named with its code and port, and what was had is let
     port: taken,
   })
   await serve(t, iterative, echo, { listen: [{ address: '127.0.0.1', port }] })
+})
+
+test('its socket asks for a receive buffer of 4 MiB', options, async t => {
+  const { port } = await serve(t, iterative, echo)
+  const most = Number(readFileSync('/proc/sys/net/core/rmem_max', 'utf8'))
+  // The kernel doubles it: socket(7).
+  const octets = option(descriptorOf('udp', port), headers.SOL_SOCKET, headers.SO_RCVBUF)
+  assert.equal(octets, 2 * Math.min(4 * MIB, most))
 })
