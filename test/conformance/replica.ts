@@ -4,6 +4,7 @@ import { once } from 'node:events'
 import { get } from 'node:http'
 import { text } from 'node:stream/consumers'
 import type { TestContext } from 'node:test'
+import { compileCache } from '../../src/compile-cache.ts'
 import type { ModelName } from '../../src/servers/models.ts'
 import type { Children, EchoCounters } from '../../src/servers/service.ts'
 import { cli, type Line, portOf, type Running, start } from '../process.ts'
@@ -46,7 +47,7 @@ export async function startReplica(
     parent?.kill('SIGKILL')
     for (const pid of known) if (isChildOfModel(pid)) process.kill(pid, 'SIGKILL')
   })
-  const running = descriptors === undefined ? start(t, all) : startWith(t, all, descriptors)
+  const running = descriptors === undefined ? start(t, all, compileCache()) : startWith(t, all, descriptors)
   parent = running.process
   const exited = once(running.process, 'exit').then(([code, signal]) => ({ code, signal }))
   const ready = await running.line('echo replica ready')
@@ -83,6 +84,7 @@ function startWith(t: TestContext, args: readonly string[], descriptors: number)
   const limited = `ulimit -n ${descriptors} && exec "$0" "$@"`
   const child = spawn('sh', ['-c', limited, process.execPath, cli, ...args], {
     stdio: ['ignore', 'pipe', 'inherit'],
+    env: { ...compileCache(), ...process.env },
   })
   const ended = once(child, 'close')
   t.after(async () => {
