@@ -1,4 +1,4 @@
-/** The book's server models, all in the same run, each beside the same model in C (peer.c). */
+/** The book's server models, all in the same run, each next to the same model in C (peer.c). */
 import { httpGet } from '../src/client/http.ts'
 import type { LoadOptions } from '../src/client/load.ts'
 import { type ModelName, modelsForTransport } from '../src/servers/models.ts'

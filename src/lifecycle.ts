@@ -15,6 +15,9 @@ export async function untilDeadline(
 /** A running server. */
 export interface Service {
   readonly name: string
-  /** Stops listening, lets open work finish, and cuts it off when `deadline` aborts. Resolves when all is closed. */
+  /**
+   * Stops listening, lets open work finish, and cuts it off when `deadline` aborts. Resolves when all is
+   * closed.
+   */
   close(deadline: AbortSignal): Promise<void>
 }

@@ -1,11 +1,13 @@
 /**
- * The protocols that the servers speak: echo, discard, chargen, daytime and time. Everything here is pure, and the
- * only time is that of the clock which is handed in, so every server model runs the same code. Threads and child
- * processes receive the name of a protocol and look it up here themselves.
+ * The protocols that the servers speak: echo, discard, chargen, daytime and time. Everything here is pure,
+ * and the only time is that of the clock which is handed in, so every server model runs the same code.
+ * Threads and child processes receive the name of a protocol and look it up here themselves.
  */
 import type { Clock } from './clock.ts'
 
-/** `datagram` returns this where the protocol sends no reply. An empty reply is a reply: RFC 862 asks for it. */
+/**
+ * `datagram` returns this where the protocol sends no reply. An empty reply is a reply: RFC 862 asks for it.
+ */
 export const NO_REPLY = -1
 
 export interface Protocol {
@@ -13,13 +15,13 @@ export interface Protocol {
   /** The well-known port. */
   readonly port: number
   /**
-   * Octets of a reply that does not depend on what was received: every buffer that is handed in has at least this
-   * room. 0 where a reply is never longer than what was received.
+   * Octets of a reply that does not depend on what was received: every buffer that is handed in has at least
+   * this room. 0 where a reply is never longer than what was received.
    */
   readonly room: number
   /**
-   * Answers one UDP datagram in place: reads `length` octets of `buffer`, writes at most `room` octets of reply into
-   * the same buffer, and returns the length of the reply or `NO_REPLY`.
+   * Answers one UDP datagram in place: reads `length` octets of `buffer`, writes at most `room` octets of
+   * reply into the same buffer, and returns the length of the reply or `NO_REPLY`.
    */
   datagram(buffer: Uint8Array, length: number, room: number): number
   /** Begins the conversation on one TCP connection. */
@@ -27,15 +29,19 @@ export interface Protocol {
 }
 
 /**
- * One TCP connection as the protocol sees it. Each function writes at most `room` octets of reply to the beginning of
- * `buffer`, and returns how many. The server sends them all before it uses the buffer again.
+ * One TCP connection as the protocol sees it. Each function writes at most `room` octets of reply to the
+ * beginning of `buffer`, and returns how many. The server sends them all before it uses the buffer again.
  */
 export interface Session {
-  /** When true, the server ends the connection after it has sent the last reply. It calls nothing any more. */
+  /**
+   * When true, the server ends the connection after it has sent the last reply. It calls nothing any more.
+   */
   readonly over: boolean
   /** The client has connected. Absent where the client speaks first. */
   onStart?(buffer: Uint8Array, room: number): number
-  /** Answers one piece of the stream in place, wherever TCP has cut the stream. `room` is at least `length`. */
+  /**
+   * Answers one piece of the stream in place, wherever TCP has cut the stream. `room` is at least `length`.
+   */
   onData(buffer: Uint8Array, length: number, room: number): number
   /** All that the session gave was sent. Absent where the session never goes on by itself. */
   onDrained?(buffer: Uint8Array, room: number): number
@@ -104,7 +110,10 @@ class ListeningSession implements Session {
 const PRINTABLE = Array.from({ length: 95 }, (_, i) => String.fromCharCode(0x20 + i)).join('')
 const LINE_OCTETS = 72 + '\r\n'.length
 
-/** RFC 864's pattern: 72 of the 95 printable characters in each line, beginning one character further each time. */
+/**
+ * RFC 864's pattern: 72 of the 95 printable characters in each line, beginning one character further each
+ * time.
+ */
 function chargenPattern(): Uint8Array {
   const twice = PRINTABLE + PRINTABLE
   const line = (i: number) => `${twice.slice(i, i + LINE_OCTETS - 2)}\r\n`
@@ -112,8 +121,8 @@ function chargenPattern(): Uint8Array {
 }
 
 /**
- * RFC 864: over TCP lines without end, whatever is received. Over UDP one line for each datagram, cut to the length
- * of the request: a longer reply would let a forged request amplify an attack (US-CERT TA14-017A).
+ * RFC 864: over TCP lines without end, whatever is received. Over UDP one line for each datagram, cut to the
+ * length of the request: a longer reply would let a forged request amplify an attack (US-CERT TA14-017A).
  */
 function chargen(): Protocol {
   const pattern = chargenPattern()
@@ -210,8 +219,9 @@ function oneStatement(
 }
 
 /**
- * UDP ports of services that answer whatever they receive. A datagram "from" one of them is forged, or would start an
- * endless exchange between two servers (CERT CA-1996-01, CVE-2024-2169). Port 0 cannot be answered at all.
+ * UDP ports of services that answer whatever they receive. A datagram "from" one of them is forged, or would
+ * start an endless exchange between two servers (CERT CA-1996-01, CVE-2024-2169). Port 0 cannot be answered
+ * at all.
  */
 export const SMALL_SERVICE_PORTS: readonly number[] = [
   0, 7, 13, 17, 19, 37, 53, 69, 123, 161, 389, 1900, 5353, 11211,

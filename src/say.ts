@@ -1,6 +1,8 @@
 /** How code below the commands reports to the operator: through a function that is handed in. */
 
-/** Reports one event. `details` become fields of the log line. Never called once for each client or datagram. */
+/**
+ * Reports one event. `details` become fields of the log line. Never called once for each client or datagram.
+ */
 export type Say = (level: 'info' | 'warn' | 'error', message: string, details: object) => void
 
 const REPEAT_AFTER_MS = 60_000

@@ -16,7 +16,10 @@ const clock = { now: Date.parse('2026-11-23T14:33:00Z') / 1000, wallSeconds: () 
 const named = (name: string): Protocol => protocol(name, clock)
 const all = protocolNames.map(named)
 
-/** What a client receives who sends this in one piece and ends, through a buffer of `room` octets; undefined: without end. */
+/**
+ * What a client receives who sends this in one piece and ends, through a buffer of `room` octets; undefined:
+ * without end.
+ */
 function streamed(spoken: Protocol, sent: string, room = 64): string | undefined {
   const MOST = 100
   const session = spoken.session()

@@ -36,7 +36,10 @@ export function udpOptions(address: string): SocketOptions {
   }
 }
 
-/** Resolves when all listen. If one cannot, all are closed, and it rejects with Node's error (`code`, `address`, `port`). */
+/**
+ * Resolves when all listen. If one cannot, all are closed, and it rejects with Node's error (`code`,
+ * `address`, `port`).
+ */
 export async function bindAll<T extends Closable | undefined, U extends Closable | undefined>(
   addresses: readonly SocketAddress[],
   openTcp: Open<T>,

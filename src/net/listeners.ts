@@ -1,8 +1,8 @@
 /**
- * The TCP listeners of one server, which share one cap. At the cap they stop accepting, so that clients wait in the
- * kernel's queue: none is refused, none is lost. Node alone cannot do that: to stop accepting it has to close the
- * listening socket, which refuses the clients that wait. So on Linux the socket is opened through `sys`, and Node
- * receives a duplicate of its descriptor for as long as it may accept.
+ * The TCP listeners of one server, which share one cap. At the cap they stop accepting, so that clients wait
+ * in the kernel's queue: none is refused, none is lost. Node alone cannot do that: to stop accepting it has
+ * to close the listening socket, which refuses the clients that wait. So on Linux the socket is opened
+ * through `sys`, and Node receives a duplicate of its descriptor for as long as it may accept.
  */
 import { readdirSync, readFileSync } from 'node:fs'
 import { createServer, type Server, type ServerOpts, type Socket } from 'node:net'
@@ -35,7 +35,9 @@ const serverOptions: ServerOpts = {
 }
 
 export class Listeners {
-  /** Clients that are served at a time: as many as `wanted`, or fewer where the limit of descriptors is lower. */
+  /**
+   * Clients that are served at a time: as many as `wanted`, or fewer where the limit of descriptors is lower.
+   */
   readonly cap: number
   readonly #serve: (socket: Socket) => void
   readonly #full: (details: object) => void

@@ -1,8 +1,8 @@
 /**
- * The program of a child process, in blocking calls that a reader of the book recognises line by line. It serves the
- * one connection that it received (TLPI 60.3, is_echo_sv's handleRequest; started by concurrent.ts), or takes one
- * client after the other from listening sockets that it shares with its siblings (60.4; started by prefork.ts).
- * Compare with iterative-thread.ts.
+ * The program of a child process, in blocking calls that a reader of the book recognises line by line. It
+ * serves the one connection that it received (TLPI 60.3, is_echo_sv's handleRequest; started by
+ * concurrent.ts), or takes one client after the other from listening sockets that it shares with its siblings
+ * (60.4; started by prefork.ts). Compare with iterative-thread.ts.
  */
 import { type Clock, systemClock } from '../clock.ts'
 import { type Protocol, protocol, type Session } from '../protocols.ts'
@@ -22,7 +22,10 @@ const pollfd = layouts.pollfd
 const EAGAIN = errno('EAGAIN')
 const EINTR = errno('EINTR')
 
-/** The buffer of a server that serves one connection at a time: a new one for each would double the cost of short ones. */
+/**
+ * The buffer of a server that serves one connection at a time: a new one for each would double the cost of
+ * short ones.
+ */
 export const connectionBuffer = (): Uint8Array => new Uint8Array(BUFFER_OCTETS)
 
 /** How long a call on a connection may block. */
@@ -36,8 +39,9 @@ interface ConnectionLimits {
 }
 
 /**
- * Serves one client until the session is over and the client has ended, nothing moves for `idleMs`, or the connection
- * is abandoned. The socket must block, but not for longer than `sliceMs(idleMs)`. The caller closes it.
+ * Serves one client until the session is over and the client has ended, nothing moves for `idleMs`, or the
+ * connection is abandoned. The socket must block, but not for longer than `sliceMs(idleMs)`. The caller
+ * closes it.
  */
 export function serveConnection(
   fd: number,
@@ -48,7 +52,10 @@ export function serveConnection(
   const room = buffer.length
   let movedAt = clock.now()
   let askedAt = movedAt
-  /** Repeats a blocking call until it moves octets or fails; EAGAIN means that the connection must be given up. */
+  /**
+   * Repeats a blocking call until it moves octets or fails; EAGAIN means that the connection must be given
+   * up.
+   */
   const repeat = (call: () => number): number => {
     for (;;) {
       const outcome = call()
@@ -128,7 +135,9 @@ function serveListeners(spoken: Protocol, orders: ChildOrders, limits: Connectio
   }
 }
 
-/** A client of one of the sockets that are ready, beginning with `first`; undefined if siblings were faster. */
+/**
+ * A client of one of the sockets that are ready, beginning with `first`; undefined if siblings were faster.
+ */
 function acceptFirst(
   watched: readonly number[],
   ready: (i: number) => boolean,

@@ -23,9 +23,9 @@ export interface Child {
 }
 
 /**
- * `connection` becomes the child's descriptor 0, `listeners` its descriptors from 4 on. Returns undefined when the
- * system has no more processes or descriptors, and then calls `refused` with the error. A child that has not started
- * after `START_DEADLINE_MS` is killed.
+ * `connection` becomes the child's descriptor 0, `listeners` its descriptors from 4 on. Returns undefined
+ * when the system has no more processes or descriptors, and then calls `refused` with the error. A child that
+ * has not started after `START_DEADLINE_MS` is killed.
  */
 export function startChild(
   orders: ChildOrders,

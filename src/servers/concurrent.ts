@@ -1,7 +1,8 @@
 /**
- * The concurrent model (TLPI 60.3, is_echo_sv): the parent accepts, starts a process for each connection, and reaps it
- * when it ends. Node cannot fork, so each child is a new Node that receives the connection as descriptor 0, as behind
- * inetd. That shows what a process costs, so there is a cap. Compare with prefork.ts, which pays that price in advance.
+ * The concurrent model (TLPI 60.3, is_echo_sv): the parent accepts, starts a process for each connection, and
+ * reaps it when it ends. Node cannot fork, so each child is a new Node that receives the connection as
+ * descriptor 0, as behind inetd. That shows what a process costs, so there is a cap. Compare with prefork.ts,
+ * which pays that price in advance.
  */
 import type { Socket } from 'node:net'
 import { pause } from '../clock.ts'
@@ -32,7 +33,10 @@ export async function concurrent(protocol: Protocol, options: Options): Promise<
     say('warn', 'child died during its start: its client waits', details),
   )
 
-  /** Reads nothing from the client, which waits until a process has taken it over. Resolves when the client has left. */
+  /**
+   * Reads nothing from the client, which waits until a process has taken it over. Resolves when the client
+   * has left.
+   */
   async function fork(connection: Socket): Promise<void> {
     for (; !closing && !connection.destroyed; await pause(clock, FORK_RETRY_MS)) {
       const child = startChild(orders, connection, [], clock, refused)

@@ -1,6 +1,7 @@
 /**
  * The event-loop model (TLPI 60.4 and 63): one process serves many clients, over TCP and UDP, with Node's own
- * sockets. Nothing here knows that replicas are balanced. Compare with iterative.ts (UDP) and prefork.ts (TCP).
+ * sockets. Nothing here knows that replicas are balanced. Compare with iterative.ts (UDP) and prefork.ts
+ * (TCP).
  */
 import type { RemoteInfo, Socket as UdpSocket } from 'node:dgram'
 import { once } from 'node:events'
@@ -11,7 +12,10 @@ import { Listeners } from '../net/listeners.ts'
 import { mayAnswer, NO_REPLY, type Protocol, type Session } from '../protocols.ts'
 import { countersOf, type EchoCounters, type EchoService, type ServerOptions } from './service.ts'
 
-/** What a session may give at a time when it speaks by itself. Less than a socket's own buffer, which then never fills. */
+/**
+ * What a session may give at a time when it speaks by itself. Less than a socket's own buffer, which then
+ * never fills.
+ */
 const SPEECH_OCTETS = 16 * 1024
 
 type Options = Pick<ServerOptions, 'listen' | 'idleMs' | 'maxConnections' | 'say'> &
@@ -70,8 +74,9 @@ export async function eventLoop(protocol: Protocol, options: Options): Promise<E
 }
 
 /**
- * Lets the session speak over a paused socket. What it holds is bounded: it stops reading while the client does not
- * read. `speech` is shared by all connections, so what is written there is copied before it is sent: Node sends later.
+ * Lets the session speak over a paused socket. What it holds is bounded: it stops reading while the client
+ * does not read. `speech` is shared by all connections, so what is written there is copied before it is sent:
+ * Node sends later.
  */
 function converse(socket: Socket, session: Session, speech: Uint8Array): void {
   let ended = false

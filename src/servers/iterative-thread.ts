@@ -1,6 +1,7 @@
 /**
- * The thread of the iterative model: TLPI 60.2's id_echo_sv, line by line, in blocking calls. It receives one datagram,
- * answers it, and only then looks for the next. Compare with child.ts, which does the same for the pieces of a stream.
+ * The thread of the iterative model: TLPI 60.2's id_echo_sv, line by line, in blocking calls. It receives one
+ * datagram, answers it, and only then looks for the next. Compare with child.ts, which does the same for the
+ * pieces of a stream.
  */
 import { isMainThread, parentPort, workerData } from 'node:worker_threads'
 import { systemClock } from '../clock.ts'
@@ -9,7 +10,10 @@ import { layouts } from '../sys/layouts.ts'
 import { bindCalls, check, recvfrom, sendto } from '../sys/libc.ts'
 import { errno, portOfEncoded } from '../sys/sockets.ts'
 
-/** Results of datagrams, as indices into the shared counts. There is one writer, and an aligned number is written whole. */
+/**
+ * Results of datagrams, as indices into the shared counts. There is one writer, and an aligned number is
+ * written whole.
+ */
 export const RESULTS = { echoed: 0, droppedLoop: 1, failed: 2 } as const
 
 export interface ThreadOrders extends DatagramOrders {
@@ -31,8 +35,8 @@ interface DatagramOrders {
 }
 
 /**
- * Serves until `over` returns true. It is asked after each call, and receives what came instead of a datagram: a
- * negative errno, or 0 for an empty message without a sender.
+ * Serves until `over` returns true. It is asked after each call, and receives what came instead of a
+ * datagram: a negative errno, or 0 for an empty message without a sender.
  */
 export function serveDatagrams(
   spoken: Protocol,

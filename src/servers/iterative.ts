@@ -1,7 +1,7 @@
 /**
- * The iterative model (TLPI 60.2, id_echo_sv): one thread for each address answers one datagram after the other, in
- * blocking calls (iterative-thread.ts). They are not made in the main thread because they would hold up signals, timers
- * and the admin server. Compare with event-loop.ts.
+ * The iterative model (TLPI 60.2, id_echo_sv): one thread for each address answers one datagram after the
+ * other, in blocking calls (iterative-thread.ts). They are not made in the main thread because they would
+ * hold up signals, timers and the admin server. Compare with event-loop.ts.
  */
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'

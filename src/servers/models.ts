@@ -1,4 +1,6 @@
-/** The one table of server models: a new model is a file in this folder, a line here, its test and the bench. */
+/**
+ * The one table of server models: a new model is a file in this folder, a line here, its test and the bench.
+ */
 import type { Transport } from '../address.ts'
 import type { ServerModel } from './service.ts'
 

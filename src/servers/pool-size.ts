@@ -1,7 +1,7 @@
 /**
- * How many processes a prefork pool should have: a pure function that decides once a tick. It grows like Apache's
- * prefork MPM (perform_idle_server_maintenance) and PHP-FPM's dynamic manager, and shrinks after a window like
- * Kubernetes' HorizontalPodAutoscaler.
+ * How many processes a prefork pool should have: a pure function that decides once a tick. It grows like
+ * Apache's prefork MPM (perform_idle_server_maintenance) and PHP-FPM's dynamic manager, and shrinks after a
+ * window like Kubernetes' HorizontalPodAutoscaler.
  */
 import type { Children } from './service.ts'
 

@@ -1,7 +1,8 @@
 /**
- * The prefork model (TLPI 60.4): a pool of processes that are created in advance; it grows and shrinks with the load.
- * They share the listening sockets, so the next idle child accepts a waiting client and the kernel keeps the queue.
- * The parent touches no connection. pool-size.ts decides, child.ts serves. Compare with concurrent.ts.
+ * The prefork model (TLPI 60.4): a pool of processes that are created in advance; it grows and shrinks with
+ * the load. They share the listening sockets, so the next idle child accepts a waiting client and the kernel
+ * keeps the queue. The parent touches no connection. pool-size.ts decides, child.ts serves. Compare with
+ * concurrent.ts.
  */
 import type { Clock } from '../clock.ts'
 import { untilDeadline } from '../lifecycle.ts'

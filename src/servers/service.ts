@@ -91,5 +91,8 @@ export interface ServerOptions {
   readonly say: Say
 }
 
-/** Starts a server. Resolves when every address listens; rejects with Node's error (`code`, `address`, `port`) if one cannot. */
+/**
+ * Starts a server. Resolves when every address listens; rejects with Node's error (`code`, `address`, `port`)
+ * if one cannot.
+ */
 export type ServerModel = (protocol: Protocol, options: ServerOptions) => Promise<EchoService>

@@ -1,8 +1,8 @@
 /**
- * The server behind inetd (TLPI 60.5, is_echo_inetd_sv): it neither binds nor listens, but finds its socket as
- * descriptor 0. If that is a connection (`nowait`), it serves this one and ends. If it is a listening or a UDP socket
- * (`wait`), it serves one client after the other until none has come for a while, and leaves the socket to inetd
- * again. Compare with child.ts.
+ * The server behind inetd (TLPI 60.5, is_echo_inetd_sv): it neither binds nor listens, but finds its socket
+ * as descriptor 0. If that is a connection (`nowait`), it serves this one and ends. If it is a listening or a
+ * UDP socket (`wait`), it serves one client after the other until none has come for a while, and leaves the
+ * socket to inetd again. Compare with child.ts.
  */
 import { systemClock } from '../clock.ts'
 import type { Protocol } from '../protocols.ts'
@@ -14,7 +14,10 @@ import { RESULTS, serveDatagrams } from './iterative-thread.ts'
 
 const STDIN = 0
 
-/** Returns when there is nothing left to serve for `idleMs`. Throws ENOTSOCK where descriptor 0 is not a socket. */
+/**
+ * Returns when there is nothing left to serve for `idleMs`. Throws ENOTSOCK where descriptor 0 is not a
+ * socket.
+ */
 export function serveStdio(protocol: Protocol, idleMs: number): void {
   const kind = inherited(STDIN)
   // Node has made its standard streams non-blocking, and they may all be this socket.

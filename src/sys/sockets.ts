@@ -1,4 +1,6 @@
-/** Sockets that are opened through Linux' own calls, for servers that use `sys/libc` or share a descriptor. */
+/**
+ * Sockets that are opened through Linux' own calls, for servers that use `sys/libc` or share a descriptor.
+ */
 import { constants } from 'node:os'
 import { isIpv6, type SocketAddress } from '../address.ts'
 import { headers, layouts } from './layouts.ts'
@@ -125,7 +127,10 @@ export const bindUdp = (wanted: SocketAddress, receiveBufferOctets: number): Bou
     check(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, int(receiveBufferOctets)), 'setsockopt', wanted)
   })
 
-/** Listens on a Unix socket; nothing may exist at `path`. Throws an error as Node does, with `path` as its address. */
+/**
+ * Listens on a Unix socket; nothing may exist at `path`. Throws an error as Node does, with `path` as its
+ * address.
+ */
 export function listenUnix(path: string, blocking: boolean): number {
   const { AF_UNIX, SOCK_STREAM, SOCK_CLOEXEC, SOCK_NONBLOCK } = headers
   const type = SOCK_STREAM | SOCK_CLOEXEC | (blocking ? 0 : SOCK_NONBLOCK)
@@ -155,8 +160,8 @@ export function giveUpAfter(fd: number, ms: number): void {
 }
 
 /**
- * Sets the options of a connection for a blocking server, whose calls then return EAGAIN after `sliceMs`. On a
- * listening socket they are set for all connections that it accepts: Linux copies them.
+ * Sets the options of a connection for a blocking server, whose calls then return EAGAIN after `sliceMs`. On
+ * a listening socket they are set for all connections that it accepts: Linux copies them.
  */
 export function prepareConnection(fd: number, sliceMs: number): void {
   const { SOL_SOCKET, SO_KEEPALIVE, IPPROTO_TCP, TCP_NODELAY } = headers

@@ -5,7 +5,7 @@ import type { Protocol } from '../../src/protocols.ts'
 import type { EchoService, ServerModel, ServerOptions } from '../../src/servers/service.ts'
 import { childrenOf, isChildOfModel } from './proc.ts'
 
-export interface Said {
+export interface Report {
   readonly level: string
   readonly message: string
   readonly details: Readonly<Record<string, unknown>>
@@ -14,7 +14,7 @@ export interface Said {
 export interface Served extends EchoService {
   readonly port: number
   /** What an operator would read. */
-  readonly said: readonly Said[]
+  readonly reports: readonly Report[]
 }
 
 export async function serve(
@@ -23,7 +23,7 @@ export async function serve(
   protocol: Protocol,
   wanted: Partial<ServerOptions> = {},
 ): Promise<Served> {
-  const said: Said[] = []
+  const reports: Report[] = []
   const service = await model(protocol, {
     listen: [{ address: '127.0.0.1', port: 0 }],
     transports: [],
@@ -35,7 +35,7 @@ export async function serve(
     maxSpare: 2,
     maxRequests: 0,
     clock: systemClock,
-    say: (level, message, details) => said.push({ level, message, details: details as Said['details'] }),
+    say: (level, message, details) => reports.push({ level, message, details: details as Report['details'] }),
     ...wanted,
   })
   const { close } = service
@@ -46,7 +46,7 @@ export async function serve(
     return closing
   }
   t.after(() => closeOnce(AbortSignal.abort()))
-  return Object.assign(service, { port: service.addresses[0]!.port, said, close: closeOnce })
+  return Object.assign(service, { port: service.addresses[0]!.port, reports, close: closeOnce })
 }
 
 /** The processes that the models in this process have made and that have not been reaped. */

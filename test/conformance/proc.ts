@@ -88,7 +88,10 @@ function openFiles(pid: number): string[] {
   }
 }
 
-/** Our descriptor of a socket over IPv4 with this local port; over TCP connected to `peerPort`, else listening. */
+/**
+ * Our descriptor of a socket over IPv4 with this local port; over TCP connected to `peerPort`, else
+ * listening.
+ */
 export function descriptorOf(kind: 'tcp' | 'udp', localPort: number, peerPort = 0): number {
   const row = sockets(kind).find(
     ([, local, remote]) => portOfHex(local!) === localPort && portOfHex(remote!) === peerPort,

@@ -1,4 +1,6 @@
-/** Every protocol on every server model, over every transport that the model is made for, and behind inetd. */
+/**
+ * Every protocol on every server model, over every transport that the model is made for, and behind inetd.
+ */
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -104,7 +106,7 @@ for (const model of modelNames)
         })
         await speaks(t, name, transport, server.port)
         await until('nobody is served', () => server.counters.active === 0)
-        assert.deepEqual(server.said, [])
+        assert.deepEqual(server.reports, [])
         assert.equal(server.counters.datagramsFailed, 0)
         if (name === 'discard') assert.equal(server.counters.datagrams, 0)
       })

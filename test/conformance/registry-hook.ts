@@ -1,4 +1,7 @@
-/** Loaded before a program by `--import`: it then imports the registry of the tests in place of `src/protocols.ts`. */
+/**
+ * Loaded before a program by `--import`: it then imports the registry of the tests in place of
+ * `src/protocols.ts`.
+ */
 import { registerHooks } from 'node:module'
 
 const real = new URL('../../src/protocols.ts', import.meta.url).href

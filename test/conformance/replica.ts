@@ -41,7 +41,8 @@ export async function startReplica(
   const all = ['echo', '--model', model, '--listen', '127.0.0.1:0', '--admin', '127.0.0.1:0', ...args]
   const known = new Set<number>()
   let parent: ChildProcess | undefined
-  // Before what `start` does at the end of a test: it waits until nobody holds the pipe of standard error any more.
+  // Before what `start` does at the end of a test: it waits until nobody holds the pipe of standard error any
+  // more.
   t.after(() => {
     for (const { pid } of parent?.pid ? childrenOf(parent.pid) : []) known.add(pid)
     parent?.kill('SIGKILL')

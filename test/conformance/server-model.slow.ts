@@ -1,4 +1,6 @@
-/** What takes too long for every run: a process for each of 1,000 connections is a minute of processor time. */
+/**
+ * What takes too long for every run: a process for each of 1,000 connections is a minute of processor time.
+ */
 import { test } from 'node:test'
 import { modelsForTransport } from '../../src/servers/models.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'

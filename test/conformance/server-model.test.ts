@@ -1,4 +1,6 @@
-/** What every server model promises, held against every model and transport; and what each claims for itself. */
+/**
+ * What every server model promises, tested on every model and transport, and what each one promises alone.
+ */
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import { createSocket } from 'node:dgram'
@@ -56,7 +58,10 @@ const notOffered: Record<string, string> = {
   'prefork over UDP': 'not offered: a datagram is answered before another process could be woken',
 }
 
-/** TCP clients that the servers below serve at a time: a process costs some 70 ms, a connection next to nothing. */
+/**
+ * TCP clients that the servers below serve at a time: a process costs some 70 ms, a connection next to
+ * nothing.
+ */
 const capacity = { concurrent: 8, prefork: 8, 'event-loop': 1000 } as const
 const flags: Record<ModelName, readonly string[]> = {
   iterative: [],
@@ -107,31 +112,35 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
     assert.deepEqual(childrenOf(pid), [])
   })
 
-  await t.test('garbage, and clients that are gone before their answer, hurt nobody', options, async t => {
-    const socket = await udpClient(t)
-    const before = (await replica.state()).counters
-    for (let i = 0; i < 50; i++) {
-      const garbage = randomOctets(1 + 29 * i, i)
-      assert.ok(garbage.equals(await udpEcho(socket, garbage, port)))
-    }
-    for (let i = 0; i < 50; i++) {
-      const vanishing = createSocket('udp4')
-      vanishing.bind(0, '127.0.0.1')
-      await once(vanishing, 'listening')
-      await new Promise(resolve => vanishing.send('x', port, '127.0.0.1', resolve))
-      // Its answer meets a closed port: the kernel tells the server so, by ICMP.
-      await once(vanishing.close(), 'close')
-    }
-    assert.equal(String(await udpEcho(socket, 'alive', port)), 'alive')
-    await until('every datagram is counted, once', async () => {
-      const { datagrams, datagramsFailed } = (await replica.state()).counters
-      return datagrams + datagramsFailed === before.datagrams + before.datagramsFailed + 101
-    })
-  })
+  await t.test(
+    'garbage, and clients that are gone before their answer, disturb no other',
+    options,
+    async t => {
+      const socket = await udpClient(t)
+      const before = (await replica.state()).counters
+      for (let i = 0; i < 50; i++) {
+        const garbage = randomOctets(1 + 29 * i, i)
+        assert.ok(garbage.equals(await udpEcho(socket, garbage, port)))
+      }
+      for (let i = 0; i < 50; i++) {
+        const vanishing = createSocket('udp4')
+        vanishing.bind(0, '127.0.0.1')
+        await once(vanishing, 'listening')
+        await new Promise(resolve => vanishing.send('x', port, '127.0.0.1', resolve))
+        // Its answer meets a closed port: the kernel tells the server so, by ICMP.
+        await once(vanishing.close(), 'close')
+      }
+      assert.equal(String(await udpEcho(socket, 'alive', port)), 'alive')
+      await until('every datagram is counted, once', async () => {
+        const { datagrams, datagramsFailed } = (await replica.state()).counters
+        return datagrams + datagramsFailed === before.datagrams + before.datagramsFailed + 101
+      })
+    },
+  )
 
   await t.test('datagrams from ports that answer by themselves are dropped and counted', options, async t => {
     const before = (await replica.state()).counters
-    // A port may be held by another process, on every address: then it is not ours to try.
+    // Another process may hold a port on every address: then it is not tried.
     const from = async (source: number) =>
       udpClient(t, '127.0.0.2', source).catch(error => void assert.equal(error.code, 'EADDRINUSE'))
     const candidates = [port, ...SMALL_SERVICE_PORTS.filter(source => source >= 1024 || (root && source > 0))]
@@ -151,7 +160,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
 
   const skip = options.skip || (root && has('python3') ? false : 'needs root and python3 for a raw socket')
   await t.test(
-    'a datagram that cannot be answered harms nobody and is counted',
+    'a datagram that cannot be answered is counted and disturbs no other',
     { ...options, skip },
     async t => {
       const before = (await replica.state()).counters
@@ -297,7 +306,7 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
       },
     )
 
-  await t.test('clients that reset in mid-stream hurt nobody', options, async t => {
+  await t.test('clients that reset in mid-stream disturb no other', options, async t => {
     await nobody()
     const steady = await client(t, port)
     const payload = randomOctets(8 * MIB)
@@ -318,7 +327,7 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
   })
 
   await t.test(
-    'a client that never reads costs little memory, loses nothing and hurts nobody',
+    'a client that never reads costs little memory, loses nothing and disturbs no other',
     options,
     async t => {
       const MOST = 256
@@ -357,7 +366,7 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
     },
   )
 
-  // A place for each: where processes serve, those that wait for one are not starved by the bulk client.
+  // There is a process for each: a client that waits for one is not starved by the bulk client.
   const pinging = Math.min(100, capacity[model] - 1)
   await t.test(`one bulk client does not starve ${pinging} others`, options, async t => {
     await nobody()
@@ -395,7 +404,7 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
   )
 
   await t.test(
-    'the kill of a process hurts its own client only, and is logged',
+    'the kill of a process disturbs its own client only, and is logged',
     {
       ...options,
       skip:
@@ -417,7 +426,7 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
       const { failures, scoreboard } = await replica.state()
       assert.equal(failures, 1)
       assert.ok(scoreboard?.every(({ pid }) => pid !== killed))
-      await until('the dead is buried', () => childrenOf(pid).every(child => child.pid !== killed))
+      await until('the killed process is reaped', () => childrenOf(pid).every(child => child.pid !== killed))
     },
   )
 }
@@ -499,7 +508,7 @@ for (const model of tcpModels) {
     await Promise.all(sockets.map(ended))
     assert.deepEqual(await replica.exited, { code: 0, signal: null })
     assert.deepEqual(children.filter(runs), [], 'no child is left')
-    // What we cut ourselves has not failed.
+    // A connection that we cut has not failed.
     assert.deepEqual(
       replica.lines.filter(({ level }) => level !== 'info'),
       [],
@@ -597,7 +606,7 @@ for (const model of forkingModels) {
   )
 }
 
-/** A place where handlers wait; opened at the latest when the test ends. */
+/** A gate at which handlers wait. It is opened when the test ends, if not before. */
 function gate(t: TestContext) {
   knowOddProtocols(t)
   const folder = mkdtempSync(join(tmpdir(), 'roundelay-gate-'))
@@ -605,7 +614,7 @@ function gate(t: TestContext) {
   const open = () => writeFileSync(path, '')
   t.after(async () => {
     open()
-    // Whoever waits has to see it first.
+    // Handlers that wait have to see it first.
     await sleep(50)
     rmSync(folder, { recursive: true })
   })
@@ -648,7 +657,7 @@ for (const model of forkingModels)
     assert.equal(await read(a!, message.length), message)
   })
 
-test('event-loop: while one handler blocks everybody waits, over TCP and UDP', options, async t => {
+test('event-loop: while one handler blocks all clients wait, over TCP and UDP', options, async t => {
   const { message, open, arrived } = gate(t)
   const thread = new Worker(new URL('event-loop-thread.ts', import.meta.url))
   t.after(() => thread.terminate())

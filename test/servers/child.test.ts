@@ -90,7 +90,7 @@ test(
       socket.end(payload)
       assert.ok(payload.equals(await buffer(socket)))
       assert.deepEqual(await exited, ends)
-      assert.equal(states(), 'b', 'it says when it has it')
+      assert.equal(states(), 'b', 'it reports when it has the connection')
     }
   },
 )
@@ -131,7 +131,7 @@ function listening(t: TestContext) {
 }
 
 test(
-  'it says when it is idle and when busy, and ends after as many clients as it was told',
+  'it reports when it is idle and when busy, and ends after as many clients as it was told',
   options,
   async t => {
     const { fd, port } = listening(t)
@@ -149,7 +149,7 @@ test(
   },
 )
 
-test('told that it is enough it ends, but not before its client', options, async t => {
+test('told to stop it ends, but not before its client', options, async t => {
   const { fd, port } = listening(t)
   const idle = child(t, {}, 'ignore', [fd])
   await until('it is idle', () => idle.states() === IDLE)
@@ -166,7 +166,7 @@ test('told that it is enough it ends, but not before its client', options, async
   socket.end()
   await ended(socket)
   assert.deepEqual(await busy.exited, ends)
-  // The other was left to a sibling.
+  // The other client was left to a sibling.
   const sibling = child(t, {}, 'ignore', [fd])
   assert.equal(String((await once(next, 'data'))[0]), 'not by this one')
   sibling.control.destroy()
@@ -191,7 +191,7 @@ test('siblings share listening sockets: none fails when another was faster', opt
   t.diagnostic(`served ${served}`)
 })
 
-test('siblings that wake up for a client whom another gets say nothing', options, async t => {
+test('siblings that wake up for a client that another gets report nothing', options, async t => {
   const { fd, address } = listenTcp({ address: '127.0.0.1', port: 0 })
   t.after(() => close(fd))
   const siblings = Array.from({ length: 4 }, () => child(t, {}, 'ignore', [fd]))
@@ -227,7 +227,7 @@ test('the connections that it accepts have keep-alive and TCP_NODELAY', options,
   await until('it is idle', () => states() === IDLE)
   const socket = await client(t, port)
   await roundTrip(socket, 'hello')
-  // It keeps the only other client busy, so that this one is accepted here: with the same options.
+  // The child is busy, so this test accepts the next client itself: with the same options.
   const next = await client(t, port)
   const accepted = accept4(fd, headers.SOCK_CLOEXEC)
   t.after(() => close(accepted))
@@ -236,7 +236,7 @@ test('the connections that it accepts have keep-alive and TCP_NODELAY', options,
   next.destroy()
 })
 
-test('without a protocol of that name it fails before it says that it has started', options, async t => {
+test('without a protocol of that name it fails before it reports that it has started', options, async t => {
   const { fd } = listening(t)
   const { exited, states, stderr } = child(t, { protocol: 'unknown' }, 'ignore', [fd])
   assert.deepEqual(await exited, { code: 1, signal: null })

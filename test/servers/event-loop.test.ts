@@ -103,7 +103,7 @@ async function roundTrip(socket: Socket, text: string): Promise<void> {
   assert.equal(got, text)
 }
 
-/** Closed, well or not. */
+/** Resolves when the socket is closed, with or without an error. */
 const gone = (socket: Socket): Promise<void> => new Promise(resolve => socket.once('close', () => resolve()))
 
 /** Waits for what has no event of its own. */
@@ -191,7 +191,7 @@ test('1,000 connections are served at the same time', options, async t => {
   assert.equal(counters.connections, 1000)
 })
 
-test('clients that reset in mid-stream hurt nobody else', options, async t => {
+test('clients that reset in mid-stream disturb no other client', options, async t => {
   const { client, counters } = await serve(t)
   const steady = await client()
   const payload = randomOctets(8 * MIB)
@@ -229,44 +229,48 @@ test(
   },
 )
 
-test('over the cap a client waits, unrefused, until another ends; it is said once', options, async t => {
-  const { client, counters, full } = await serve(t, '127.0.0.1', { maxConnections: 2 })
-  const [a, b] = [await client(), await client()]
-  await roundTrip(a, 'a')
-  await roundTrip(b, 'b')
-  const [c, d, e] = [await client(), await client(), await client()]
-  for (const socket of [c, d, e]) socket.write('wait')
-  await until(() => counters.waiting === 3)
-  // Their octets have been here for some turns of the loop and are not answered.
-  for (let i = 0; i < 20; i++) await roundTrip(a, `${i}`)
-  // biome-ignore format: one line
-  assert.deepEqual([c, d, e].map(socket => socket.bytesRead), [0, 0, 0])
-  assert.deepEqual({ active: counters.active, waiting: counters.waiting }, { active: 2, waiting: 3 })
+test(
+  'over the cap a client waits and is not refused until another ends; it is logged once',
+  options,
+  async t => {
+    const { client, counters, full } = await serve(t, '127.0.0.1', { maxConnections: 2 })
+    const [a, b] = [await client(), await client()]
+    await roundTrip(a, 'a')
+    await roundTrip(b, 'b')
+    const [c, d, e] = [await client(), await client(), await client()]
+    for (const socket of [c, d, e]) socket.write('wait')
+    await until(() => counters.waiting === 3)
+    // Their octets have been here for some turns of the loop and are not answered.
+    for (let i = 0; i < 20; i++) await roundTrip(a, `${i}`)
+    // biome-ignore format: one line
+    assert.deepEqual([c, d, e].map(socket => socket.bytesRead), [0, 0, 0])
+    assert.deepEqual({ active: counters.active, waiting: counters.waiting }, { active: 2, waiting: 3 })
 
-  // One that gives up while it waits does not take a place for good.
-  d.resetAndDestroy()
-  a.end()
-  assert.equal(String((await once(c, 'data'))[0]), 'wait')
-  assert.equal(e.bytesRead, 0)
-  b.end()
-  assert.equal(String((await once(e, 'data'))[0]), 'wait')
-  await until(() => counters.waiting === 0 && counters.active === 2)
-  assert.deepEqual(full, [2], 'not said with every client')
+    // One that gives up while it waits does not take a place for good.
+    d.resetAndDestroy()
+    a.end()
+    assert.equal(String((await once(c, 'data'))[0]), 'wait')
+    assert.equal(e.bytesRead, 0)
+    b.end()
+    assert.equal(String((await once(e, 'data'))[0]), 'wait')
+    await until(() => counters.waiting === 0 && counters.active === 2)
+    assert.deepEqual(full, [2], 'not said with every client')
 
-  c.end()
-  e.end()
-  await until(() => counters.active === 0)
-  const again = [await client(), await client(), await client()]
-  await until(() => counters.waiting === 1)
-  for (const socket of again) socket.destroy()
-})
+    c.end()
+    e.end()
+    await until(() => counters.active === 0)
+    const again = [await client(), await client(), await client()]
+    await until(() => counters.waiting === 1)
+    for (const socket of again) socket.destroy()
+  },
+)
 
 test(
   'datagrams from ports that answer by themselves are dropped and counted, the others echoed',
   options,
   async t => {
     const { port, counters } = await serve(t)
-    // A socket of another process could hold one of these on every address: then it is not ours to try.
+    // A socket of another process could hold one of these ports on every address: then it is not tried.
     const free = async (from: number) =>
       from !== 0 && (root || from >= 1024)
         ? udpClient(t, '127.0.0.2', from).catch(error => void assert.equal(error.code, 'EADDRINUSE'))
@@ -297,7 +301,7 @@ socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).sendto(ip + u
 `
 const skip = root && has('python3') ? false : 'needs root and python3 for a raw socket'
 
-test('a datagram that cannot be answered harms nobody and is counted', { ...options, skip }, async t => {
+test('a datagram that cannot be answered is counted and disturbs no other', { ...options, skip }, async t => {
   const { port, counters } = await serve(t)
   const socket = await udpClient(t, '127.0.0.1')
   const forge = (source: string, sourcePort: number) =>
@@ -327,7 +331,7 @@ test('close lets an open connection go on until the deadline, and ends it then',
   const closed = close(deadline.signal).then(() => {
     over = true
   })
-  // It was still the kernel's.
+  // The kernel still had it.
   await reset
   const refused = connect(port, '127.0.0.1')
   assert.equal((await once(refused, 'error').catch(error => [error]))[0].code, 'ECONNREFUSED')
@@ -372,7 +376,7 @@ test('close with nothing open resolves without the deadline, and frees the port'
 })
 
 test(
-  'an address that cannot be had is named with its code and port, and what was had is let go',
+  'an address that cannot be bound is named with its code and port, and the others are closed',
   options,
   async t => {
     const tcp = createServer().listen(0, '127.0.0.1')
@@ -552,7 +556,7 @@ test('a peer that never reads is offered 1 GB and costs no memory', {
   assert.ok(offered < KIB, 'the server stops reading when its peer does')
   assert.ok(most - before < 48, `grew from ${before} to ${most} MiB`)
 
-  // Nobody else is hurt, and nothing is lost once the peer reads.
+  // Other clients are served, and nothing is lost once the peer reads.
   assert.equal(
     (await run(['send', '--tcp', '--port', `${port}`, '127.0.0.1', 'hi'])).stdout,
     '[2 bytes] hi\n',

@@ -68,7 +68,7 @@ test('a process with a closed server ends by itself', options, async t => {
 })
 
 test(
-  'a thread that cannot load its protocol ends the process, which would be deaf without it',
+  'a thread that cannot load its protocol ends the process, which would hear nothing without it',
   options,
   async t => {
     const end = `
@@ -101,10 +101,14 @@ test('each datagram is counted once, over all addresses', options, async t => {
   assert.equal(counters.datagramsFailed, 0)
   await close(AbortSignal.abort())
   assert.deepEqual(own.got, [])
-  assert.deepEqual([counters.datagrams, counters.datagramsLoopDropped], [12, 1], 'still told after the end')
+  assert.deepEqual(
+    [counters.datagrams, counters.datagramsLoopDropped],
+    [12, 1],
+    'the counts stay after the end',
+  )
 })
 
-test('a protocol that says nothing sends nothing', options, async t => {
+test('a protocol without a reply sends nothing', options, async t => {
   knowOddProtocols(t)
   const { port, counters } = await serve(t, iterative, silentEcho)
   const socket = await udpClient(t)
@@ -147,7 +151,7 @@ const floodOf = `
     pour()
   })`
 
-test('an address in use is named with its code and port, and what was had is let go', options, async t => {
+test('an address in use is named with its code and port, and the others are closed', options, async t => {
   const taken = (await udpClient(t, '127.0.0.3')).address().port
   const first = createSocket('udp4').bind(0, '127.0.0.1')
   await once(first, 'listening')

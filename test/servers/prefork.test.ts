@@ -76,7 +76,7 @@ test('the pool grows under load and shrinks after it, and never has too many', o
   await until('the others are reaped', () => ownChildren().length === limits.maxSpare)
   assert.ok(most <= limits.maxChildren, `there were ${most}`)
   assert.equal(server.children?.().failures, 0)
-  assert.deepEqual(server.said, [])
+  assert.deepEqual(server.reports, [])
 })
 
 test('at the limit of processes clients wait, and it is logged once', options, async t => {
@@ -86,7 +86,7 @@ test('at the limit of processes clients wait, and it is logged once', options, a
   const full = () => server.counters.active === 3 && server.counters.waiting === 3
   await ticking(server, 'three wait', full)
   await server.clock.advance(2 * TICK_MS)
-  assert.deepEqual(server.said, [
+  assert.deepEqual(server.reports, [
     { level: 'warn', message: 'process cap reached: further clients wait', details: { cap: 3 } },
   ])
   for (const [i, socket] of sockets.entries()) {
@@ -95,7 +95,7 @@ test('at the limit of processes clients wait, and it is logged once', options, a
   }
   await until('nobody is served', () => server.counters.active === 0)
   assert.equal(server.counters.connections, 6)
-  assert.equal(server.said.length, 1)
+  assert.equal(server.reports.length, 1)
 })
 
 test('killed processes are replaced, and it is logged that they died and why', options, async t => {
@@ -111,8 +111,8 @@ test('killed processes are replaced, and it is logged that they died and why', o
     [busy, 1],
   ]) {
     process.kill(pid!, 'SIGKILL')
-    await until('it is logged', () => server.said.some(({ details }) => details.child === pid))
-    const { level, message, details } = server.said.find(({ details }) => details.child === pid) ?? {}
+    await until('it is logged', () => server.reports.some(({ details }) => details.child === pid))
+    const { level, message, details } = server.reports.find(({ details }) => details.child === pid) ?? {}
     assert.deepEqual([level, message], ['warn', 'child died'])
     assert.deepEqual([details?.reason, details?.served], ['killed by SIGKILL', served])
     await ticking(
@@ -131,7 +131,7 @@ test('when all are killed at once, others serve after the next tick', options, a
   await started(server, 4)
   await server.clock.advance(TICK_MS)
   for (const { pid } of board(server)) process.kill(pid, 'SIGKILL')
-  await until('all deaths are logged', () => server.said.length === 4)
+  await until('all deaths are logged', () => server.reports.length === 4)
   await server.clock.advance(TICK_MS)
   await roundTrip(await client(t, server.port), 'served')
   assert.equal(server.children?.().failures, 4)
@@ -144,8 +144,8 @@ test('a process that dies early holds up the next one, a later death does not', 
     const born = board(server)[0]!.pid
     await server.clock.advance(ageMs)
     process.kill(born, 'SIGKILL')
-    await until('it is logged', () => server.said.some(({ details }) => details.child === born))
-    return server.said.at(-1)?.details.heldSeconds
+    await until('it is logged', () => server.reports.some(({ details }) => details.child === born))
+    return server.reports.at(-1)?.details.heldSeconds
   }
   assert.equal(await kill(499), 1)
   assert.equal(await kill(500), 0)
@@ -171,10 +171,10 @@ test('a process that dies while it starts has died early, however long that took
   const [starting] = board(server)
   assert.equal(starting?.state, 'starting')
   process.kill(starting.pid, 'SIGKILL')
-  await until('it is logged', () => server.said.length === 1)
+  await until('it is logged', () => server.reports.length === 1)
   const { pid } = starting
   const details = { child: pid, reason: 'killed by SIGKILL', served: 0, heldSeconds: 1 }
-  assert.deepEqual(server.said, [{ level: 'warn', message: 'child died', details }])
+  assert.deepEqual(server.reports, [{ level: 'warn', message: 'child died', details }])
 })
 
 test('a process that has not started after 20 s is killed, and another is started', options, async t => {
@@ -188,8 +188,8 @@ test('a process that has not started after 20 s is killed, and another is starte
   assert.equal(START_DEADLINE_MS, 20_000)
   writeFileSync(path, '')
   await server.clock.advance(1)
-  await until('it is logged', () => server.said.length > 0)
-  assert.equal(server.said[0]?.details.reason, 'killed by SIGKILL')
+  await until('it is logged', () => server.reports.length > 0)
+  assert.equal(server.reports[0]?.details.reason, 'killed by SIGKILL')
   await ticking(server, 'another serves', () => count(server, 'idle') === 1)
   await server.clock.advance(2 * START_DEADLINE_MS)
   assert.equal(server.children?.().failures, 1, 'one that has started is not killed')
@@ -203,12 +203,12 @@ test(
     const path = cure(t)
     const server = await pool(t, { start: 1, minSpare: 1, maxSpare: 2 }, named('dyingEcho'))
     assert.equal(server.notReady?.(), 'no process is ready')
-    await ticking(server, 'five have died', () => server.said.length >= 5)
+    await ticking(server, 'five have died', () => server.reports.length >= 5)
     assert.equal(server.notReady?.(), 'no process is ready')
-    for (const { message, details } of server.said)
+    for (const { message, details } of server.reports)
       assert.deepEqual([message, details.reason, details.served], ['child died', 'exit code 1', 0])
     assert.deepEqual(
-      server.said.map(({ details }) => details.heldSeconds),
+      server.reports.map(({ details }) => details.heldSeconds),
       [1, 2, 4, 8, 16],
     )
     assert.equal(server.children?.().forks, 5, 'one at a time')
@@ -223,8 +223,11 @@ test(
   options,
   async t => {
     const server = await pool(t, { start: 1, minSpare: 1, maxSpare: 1 }, named('unknown'))
-    await until('it is logged', () => server.said.length > 0)
-    assert.deepEqual([server.said[0]?.message, server.said[0]?.details.reason], ['child died', 'exit code 1'])
+    await until('it is logged', () => server.reports.length > 0)
+    assert.deepEqual(
+      [server.reports[0]?.message, server.reports[0]?.details.reason],
+      ['child died', 'exit code 1'],
+    )
     assert.equal(server.notReady?.(), 'no process is ready')
     assert.equal(server.counters.connections, 0)
   },
@@ -249,7 +252,7 @@ test('processes end after so many clients, and no client is lost', options, asyn
   assert.ok(forks && forks >= 8 && forks <= 2 + 8, `${forks} were made`)
   assert.equal(failures, 0)
   assert.deepEqual(
-    server.said.filter(({ message }) => message === 'child died'),
+    server.reports.filter(({ message }) => message === 'child died'),
     [],
   )
 })
@@ -297,7 +300,7 @@ test('a busy address does not starve another', options, async t => {
   assert.deepEqual(shares, [3, 3], order.join(' '))
 })
 
-test('an address in use is named with its code and port, and what was had is let go', options, async t => {
+test('an address in use is named with its code and port, and the others are closed', options, async t => {
   const other = await pool(t)
   const freed = createServer().listen(0, '127.0.0.1')
   await new Promise(resolve => freed.once('listening', resolve))
