@@ -104,7 +104,7 @@ function converse(socket: Socket, session: Session, speech: Uint8Array): void {
   const goOn = () => {
     speaking = false
     // Where something was written meanwhile, `drained` is called once more.
-    if (socket.destroyed || session.over || socket.writableLength > 0) return
+    if (socket.destroyed || socket.writableEnded || socket.writableLength > 0) return
     speak(session.onDrained?.(speech, speech.length) ?? 0)
   }
 
