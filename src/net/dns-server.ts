@@ -10,7 +10,7 @@ import type { SocketAddress, Transport } from '../address.ts'
 import { HEADER_OCTETS } from '../dns/query.ts'
 import type { Reply } from '../dns/respond.ts'
 import { untilDeadline } from '../lifecycle.ts'
-import { bindAll, MAX_QUEUED_OCTETS, openTcp, openUdp, udpOptions } from './bind.ts'
+import { bindAll, bindNodeUdp, listenNodeTcp, MAX_QUEUED_OCTETS, udpOptions } from './bind.ts'
 
 /** Answers one message, or undefined where none is due. Must not throw. */
 export type Answerer = (message: Buffer, transport: Transport) => Reply | undefined
@@ -40,8 +40,8 @@ export async function listenDns(answer: Answerer, options: DnsListenOptions): Pr
   const { tcpIdleMs = TCP_IDLE_MS, tcpMaxConnections = TCP_MAX_CONNECTIONS } = options
   const servers = await bindAll(
     options.listen,
-    openTcp(() => new Tcp(answer, tcpIdleMs, tcpMaxConnections)),
-    openUdp(address => new Udp(answer, address)),
+    listenNodeTcp(() => new Tcp(answer, tcpIdleMs, tcpMaxConnections)),
+    bindNodeUdp(address => new Udp(answer, address)),
   )
   return {
     addresses: servers.map(server => server.address),
