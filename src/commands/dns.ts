@@ -1,15 +1,17 @@
 /** `roundelay dns`: the authoritative server with its pools. `up` runs the same farm in its own process. */
 
 import { hostname, networkInterfaces } from 'node:os'
-import { formatAddress, isIpv6, type SocketAddress } from '../address.ts'
+import { formatAddress, type SocketAddress } from '../address.ts'
+import { systemClock } from '../clock.ts'
 import { Authority } from '../dns/authority.ts'
+import { reachableAddresses } from '../dns/glue.ts'
 import { policies } from '../dns/rotation.ts'
 import { nameServer } from '../dns/zone.ts'
 import type { Check } from '../endpoints/checks.ts'
 import type { Source } from '../endpoints/endpoint.ts'
 import { type Pool, type PoolEvents, startPool } from '../endpoints/pool.ts'
 import { UsageError } from '../errors.ts'
-import { listenDns } from '../net/dns-server.ts'
+import { type Answerer, listenDns } from '../net/dns-server.ts'
 import { startAdmin } from '../ops/admin.ts'
 import { createLog, type Logger } from '../ops/log.ts'
 import { Metrics } from '../ops/metrics.ts'
@@ -87,31 +89,34 @@ export async function startDns(
     {
       apex: options.zone,
       ttlSeconds: options.ttl,
-      nsAddresses: options.nsAddress ?? options.listen.flatMap(concreteAddresses),
+      nsAddresses:
+        options.nsAddress ??
+        options.listen.flatMap(({ address }) => reachableAddresses(address, interfaces())),
       port: options.port,
-      policy: policies.find(({ name }) => name === options.policy) ?? policies[0],
+      policy: policies.find(({ name }) => name === options.policy) ?? policies[0]!,
       services: options.services.map(({ name }) => name),
       maxAnswers: options.answers ?? Number.POSITIVE_INFINITY,
       serverId: options.serverId ?? (process.env.POD_NAME || hostname()),
       version,
+      clock: systemClock,
+      random: Math.random,
     },
     {
-      answered(proto, type, rcode, truncated, seconds) {
-        metrics.inc('roundelay_dns_requests_total', { proto, type })
-        metrics.inc('roundelay_dns_responses_total', { proto, rcode })
-        if (truncated) metrics.inc('roundelay_dns_responses_truncated_total', { proto })
-        metrics.observe('roundelay_dns_request_duration_seconds', { proto }, seconds)
-      },
-      dropped: proto => metrics.inc('roundelay_dns_dropped_total', { proto }),
       failed(error) {
         metrics.inc('roundelay_dns_failed_total')
         log.error({ err: error }, 'fault while answering a query')
       },
     },
   )
-  const listener = await listenDns((message, transport) => authority.answer(message, transport), {
-    listen: options.listen,
-  })
+  const answer: Answerer = (message, proto) => {
+    const startedMs = systemClock.now()
+    const reply = authority.answer(message, proto)
+    const seconds = (systemClock.now() - startedMs) / 1000
+    if (reply) metrics.observe('roundelay_dns_request_duration_seconds', { proto }, seconds)
+    return reply
+  }
+  const unsent = () => metrics.inc('roundelay_dns_failed_total')
+  const listener = await listenDns(answer, { listen: options.listen, unsent })
   const sourceUp = new Map<string, boolean>()
   const pools: Pool[] = []
   const unready = () => authority.snapshots.filter(({ ready }) => !ready).map(({ service }) => service)
@@ -211,12 +216,4 @@ function poolEvents(
   }
 }
 
-/** What a client could reach this listener at. A wildcard has the machine's own addresses of its family. */
-function concreteAddresses({ address }: SocketAddress): string[] {
-  if (address !== '0.0.0.0' && address !== '::') return [address]
-  const family = isIpv6(address) ? 'IPv6' : 'IPv4'
-  return Object.values(networkInterfaces())
-    .flatMap(list => list ?? [])
-    .filter(entry => entry.family === family && !entry.internal && !entry.address.startsWith('fe80:'))
-    .map(entry => entry.address)
-}
+const interfaces = () => Object.values(networkInterfaces()).flatMap(list => list ?? [])

@@ -82,7 +82,7 @@ export const metrics = {
   roundelay_dns_failed_total: {
     type: 'counter',
     labels: [],
-    help: 'Queries that a fault of the server left without a reply.',
+    help: 'Queries that a fault of the server left without a reply, and replies that UDP could not send.',
   },
   roundelay_dns_request_duration_seconds: {
     type: 'histogram',

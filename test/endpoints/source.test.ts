@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { EventEmitter, once } from 'node:events'
 import { type TestContext, test } from 'node:test'
 import { formatAddress, type SocketAddress, type Transport } from '../../src/address.ts'
+import { systemClock } from '../../src/clock.ts'
 import { parseSource } from '../../src/commands/values.ts'
 import { Authority } from '../../src/dns/authority.ts'
 import { policies } from '../../src/dns/rotation.ts'
@@ -29,8 +30,10 @@ function authority(
       maxAnswers: Number.POSITIVE_INFINITY,
       serverId: 'test',
       version: '0',
+      clock: systemClock,
+      random: Math.random,
     },
-    { answered() {}, dropped() {}, failed: error => assert.fail(error) },
+    { failed: error => assert.fail(error) },
   )
   const endpoints = addresses.map<EndpointStatus>(address => ({
     address,

@@ -4,6 +4,7 @@
  */
 import { setImmediate } from 'node:timers/promises'
 import { createServer, Packet } from 'dns2'
+import { systemClock } from '../../src/clock.ts'
 import { Authority } from '../../src/dns/authority.ts'
 import { type Answerer, listenDns } from '../../src/net/dns-server.ts'
 import { addresses, SERVICE, snapshot, zoneOptions } from '../dns/message.ts'
@@ -23,10 +24,8 @@ const filler = replyOctets === undefined ? undefined : Buffer.alloc(replyOctets)
 
 async function listenOurs() {
   const authority = new Authority(
-    { ...zoneOptions, services: [SERVICE], maxAnswers: 65535, serverId: 'child', version: '1' },
+    { ...zoneOptions, services: [SERVICE], maxAnswers: 65535, clock: systemClock, random: Math.random },
     {
-      answered() {},
-      dropped() {},
       failed(error) {
         throw error
       },
@@ -34,16 +33,16 @@ async function listenOurs() {
   )
   authority.update(snapshot(addresses(endpoints)))
   const answer: Answerer = filler
-    ? () => ({ octets: filler, type: 0, rcode: 0, truncated: false })
+    ? () => filler
     : (message, transport) => authority.answer(message, transport)
   const listener = await listenDns(answer, { listen: [{ address: '127.0.0.1', port: 0 }], ...listen })
-  const [{ port }] = listener.addresses
+  const { port } = listener.addresses[0]!
   return { port, tcpPort: port }
 }
 
 async function listenDns2(asynchronous: boolean) {
   const handle = (request: Packet, send: (response: Packet | Buffer) => unknown) => {
-    const { name } = request.questions[0]
+    const { name } = request.questions[0]!
     const response = Packet.createResponseFromRequest(request)
     if (name.toLowerCase() === SERVICE)
       for (const address of addresses(endpoints)) {
