@@ -10,6 +10,7 @@ import {
   basePart,
   COUNTS_PER_ENDPOINT,
   CURSORS_PER_SERVICE,
+  hostsPart,
   nextSerial,
   rotatingRRsets,
   servicePart,
@@ -54,7 +55,9 @@ export interface Tally {
 
 interface Service {
   snapshot: Snapshot
-  block: Block
+  answers: Block
+  /** The names of its endpoints, which are compiled only when one comes or goes. */
+  hosts: Block
   /** Where the counts of each endpoint begin. */
   readonly places: Map<string, number>
 }
@@ -81,7 +84,8 @@ export class Authority {
     for (const service of options.services) {
       const snapshot = { service, ready: false, failedOpen: false, endpoints: [] }
       const places = new Map<string, number>()
-      this.#services.set(service, { snapshot, places, block: this.#compile(snapshot, places) })
+      const hosts = this.#compileHosts(snapshot)
+      this.#services.set(service, { snapshot, places, hosts, answers: this.#compile(snapshot, places) })
     }
     this.#zone = this.#assemble()
     const cursors = new Int32Array(CURSORS_PER_SERVICE * options.services.length)
@@ -110,8 +114,11 @@ export class Authority {
     const sameMembers = sameMembership(before, snapshot)
     if (sameMembers && !(this.#options.policy.readsLoad && loadsDiffer(before, snapshot))) return
     if (!sameMembers) this.#serial = nextSerial(this.#serial, this.#options.clock.wallSeconds())
-    this.#givePlaces(service)
-    service.block = this.#compile(snapshot, service.places)
+    if (before.ready !== snapshot.ready || !sameEach(before, snapshot, sameAddress)) {
+      this.#givePlaces(service)
+      service.hosts = this.#compileHosts(snapshot)
+    }
+    service.answers = this.#compile(snapshot, service.places)
     this.#zone = this.#assemble()
     for (const context of Object.values(this.#contexts)) useZone(context, this.#zone, this.#firsts)
   }
@@ -164,9 +171,14 @@ export class Authority {
     return compilePart(part, policy)
   }
 
+  #compileHosts(snapshot: Snapshot): Block {
+    return compilePart(hostsPart(this.#options, snapshot), this.#options.policy)
+  }
+
   #assemble(): Zone {
     const base = compilePart(basePart(this.#options, this.#serial), this.#options.policy)
-    return assemble([base, ...[...this.#services.values()].map(({ block }) => block)], this.#options)
+    const services = [...this.#services.values()]
+    return assemble([base, ...services.flatMap(({ answers, hosts }) => [answers, hosts])], this.#options)
   }
 
   /** A departed endpoint is forgotten with its counts, or a year of rolling updates would fill the memory. */
@@ -199,6 +211,8 @@ export class Authority {
 function sameMembership(a: Snapshot, b: Snapshot): boolean {
   return a.ready === b.ready && sameEach(a, b, sameMember)
 }
+
+const sameAddress = (a: EndpointStatus, b: EndpointStatus): boolean => a.address === b.address
 
 const sameMember = (a: EndpointStatus, b: EndpointStatus): boolean =>
   a === b ||

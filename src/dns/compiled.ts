@@ -78,6 +78,10 @@ export const SOA_POINTERS = [0, 15, 28] as const
 /** Slots of the table for each entry, at least. */
 const SLOTS_PER_ENTRY = 2
 
+/** What a compiler reserves at first. */
+const WORDS_PER_RECORD = 16
+const OCTETS_PER_RECORD = 64
+
 export const question = (type: number, dnsClass: number): number => (type << 16) | dnsClass
 export const nameQuestion = (dnsClass: number): number => question(NO_TYPE, dnsClass)
 
@@ -230,7 +234,8 @@ function sameEntry(words: Int32Array, a: number, b: number): boolean {
 
 /** Compiles one part. The work grows with its records, and with nothing else. */
 export function compilePart(part: Part, policy: Policy): Block {
-  const compiler = new Compiler(policy)
+  const records = part.rrsets.reduce((sum, rrset) => sum + rrset.records.length, 0)
+  const compiler = new Compiler(policy, records)
   for (const rrset of part.rrsets) compiler.add(rrset)
   for (const name of part.names) compiler.addName(name, name === part.pending ? PENDING : 0)
   return compiler.finish(part.pending !== undefined)
@@ -238,20 +243,25 @@ export function compilePart(part: Part, policy: Policy): Block {
 
 class Compiler {
   readonly #policy: Policy
-  readonly #words = new Words()
-  readonly #octets = new Writer()
+  readonly #words: Words
+  readonly #octets: Writer
   /** The name of the entry that is being written. */
   readonly #name = new Writer()
   #hash = 0
   readonly #entries: number[] = []
-  readonly #seen = new Set<string>()
+  readonly #names = new Set<string>()
+  /** Those of class CH. */
+  readonly #otherNames = new Set<string>()
   readonly #rrsets: number[] = []
   readonly #encoded = new Map<readonly Rdata[], number>()
   readonly #plans = new Map<Rotation['candidates'], Plan>()
   #largest = 0
 
-  constructor(policy: Policy) {
+  /** `records`: how many are about to come, so that memory need not grow. */
+  constructor(policy: Policy, records: number) {
     this.#policy = policy
+    this.#words = new Words(WORDS_PER_RECORD * records + 64)
+    this.#octets = new Writer(OCTETS_PER_RECORD * records + 512)
   }
 
   add(rrset: RRset): void {
@@ -261,13 +271,13 @@ class Compiler {
     this.#setName(name)
     const { cursor = -1, count = 0 } = rotation ?? {}
     this.#addEntry(question(type, rrset.class), 0, cursor, count, at)
-    this.#addNameOnce(`${rrset.class} ${name}`, rrset.class, HAS_RECORDS)
+    this.#addNameOnce(name, rrset.class, HAS_RECORDS)
   }
 
   /** A name that may have no records. */
   addName(name: string, flags: number): void {
     this.#setName(name)
-    this.#addNameOnce(`${CLASS.IN} ${name}`, CLASS.IN, flags)
+    this.#addNameOnce(name, CLASS.IN, flags)
   }
 
   finish(pending: boolean): Block {
@@ -291,9 +301,10 @@ class Compiler {
     this.#hash = hashName(this.#name.octets, 0, end)
   }
 
-  #addNameOnce(key: string, dnsClass: number, flags: number): void {
-    if (this.#seen.has(key)) return
-    this.#seen.add(key)
+  #addNameOnce(name: string, dnsClass: number, flags: number): void {
+    const seen = dnsClass === CLASS.IN ? this.#names : this.#otherNames
+    if (seen.has(name)) return
+    seen.add(name)
     this.#addEntry(nameQuestion(dnsClass), flags, -1, 0, undefined)
   }
 
@@ -308,7 +319,8 @@ class Compiler {
     words.push(cursor)
     words.push(count)
     words.push(rrset === undefined ? 0 : rrset - entry)
-    for (let i = 0; i < wordsOf(nameOctets); i++) words.push(nameWord(this.#name.octets, 0, nameOctets, i))
+    const nameWords = wordsOf(nameOctets)
+    for (let i = 0; i < nameWords; i++) words.push(nameWord(this.#name.octets, 0, nameOctets, i))
     this.#entries.push(entry)
   }
 
@@ -364,10 +376,8 @@ class Compiler {
     const octets = this.#octets
     octets.u16(QUESTION_POINTER)
     // The answer to ANY is a HINFO.
-    octets.u16(type === TYPE.ANY ? TYPE.HINFO : type)
-    octets.u16(type === TYPE.ANY ? CLASS.IN : dnsClass)
-    octets.u32(ttl)
-    octets.u16(0)
+    if (type === TYPE.ANY) octets.fixed(TYPE.HINFO, CLASS.IN, ttl, 0)
+    else octets.fixed(type, dnsClass, ttl, 0)
     const start = octets.length
     octets.rdata(rdata, name)
     octets.setU16(start - 2, octets.length - start)
@@ -378,10 +388,8 @@ class Compiler {
     this.#words.push(octets.length - start)
     octets.name(owner, name)
     this.#words.push(octets.length - start)
-    octets.u16(isIpv6(address) ? TYPE.AAAA : TYPE.A)
-    octets.u16(CLASS.IN)
-    octets.u32(ttl)
-    octets.u16(isIpv6(address) ? 16 : 4)
+    if (isIpv6(address)) octets.fixed(TYPE.AAAA, CLASS.IN, ttl, 16)
+    else octets.fixed(TYPE.A, CLASS.IN, ttl, 4)
     octets.address(address)
   }
 
@@ -396,8 +404,12 @@ const stored = (plan: Plan | undefined, i: number): number => (plan ? plan.order
 
 /** An Int32Array that grows. */
 class Words {
-  array = new Int32Array(1024)
+  array: Int32Array
   length = 0
+
+  constructor(capacity: number) {
+    this.array = new Int32Array(capacity)
+  }
 
   push(word: number): void {
     if (this.length === this.array.length) {

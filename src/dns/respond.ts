@@ -288,11 +288,11 @@ function arrange(rrset: number, turn: number, context: Context): number {
   const { words } = zone
   const records = words[rrset + RRSET.records]!
   // One more than can fit shows that the answer is truncated: the work does not grow with the rest.
-  const fitting = Math.floor((draft.limit - draft.end) / MIN_RECORD_OCTETS)
+  const fitting = ((draft.limit - draft.end) / MIN_RECORD_OCTETS) | 0
   const taken = Math.min(records, zone.maxAnswers, fitting + 1)
-  const policy = policies[words[rrset + RRSET.policy]!]
-  if (policy?.arrange) {
-    draft.windows = policy.arrange(records, taken, turn, context, windows)
+  const policy = words[rrset + RRSET.policy]!
+  if (policy >= 0) {
+    draft.windows = policies[policy]?.arrange?.(records, taken, turn, context, windows) ?? 0
     return taken
   }
   const ring = words[rrset + RRSET.ring]!
@@ -325,7 +325,8 @@ function fit(rrset: number, wanted: number, { zone, draft, windows }: Context): 
 function fittingRecords(words: Int32Array, first: number, count: number, room: number): number {
   const end = words[first]! + room
   if (words[first + count]! <= end) return count
-  let [fits, tooMany] = [0, count]
+  let fits = 0
+  let tooMany = count
   while (tooMany - fits > 1) {
     const middle = (fits + tooMany) >> 1
     if (words[first + middle]! <= end) fits = middle

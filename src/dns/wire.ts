@@ -66,6 +66,10 @@ export const rcodeName = (rcode: number): string => rcodeNames.get(rcode) ?? 'ot
 
 const MAX_STRING_OCTETS = 255
 const MAX_LABEL_OCTETS = 63
+const DOT = 0x2e
+const ZERO = 0x30
+/** Type, class, TTL and the length of the data. */
+const FIXED_OCTETS = 10
 
 export interface Soa {
   readonly primary: string
@@ -89,9 +93,13 @@ export interface Rdata {
 
 /** Appends to an array of octets that grows. */
 export class Writer {
-  octets = new Uint8Array(4096)
+  octets: Uint8Array
   length = 0
   readonly #encoder = new TextEncoder()
+
+  constructor(capacity = 512) {
+    this.octets = new Uint8Array(capacity)
+  }
 
   /** Makes room for `more` octets. */
   reserve(more: number): void {
@@ -132,10 +140,40 @@ export class Writer {
   /** A character-string (RFC 1035 3.3), cut at what its length octet can say. */
   string(text: string): void {
     this.reserve(1 + MAX_STRING_OCTETS)
-    const room = this.octets.subarray(this.length + 1, this.length + 1 + MAX_STRING_OCTETS)
+    const start = this.length + 1
+    this.length = start
+    const count = Math.min(text.length, MAX_STRING_OCTETS)
+    for (let i = 0; i < count; i++) {
+      const code = text.charCodeAt(i)
+      // Most texts are ASCII, which is quicker to write than to encode.
+      if (code >= 0x80) return this.#encode(text, start)
+      this.octets[this.length++] = code
+    }
+    this.octets[start - 1] = count
+  }
+
+  #encode(text: string, start: number): void {
+    const room = this.octets.subarray(start, start + MAX_STRING_OCTETS)
     const { written } = this.#encoder.encodeInto(text, room)
-    this.octets[this.length] = written
-    this.length += 1 + written
+    this.octets[start - 1] = written
+    this.length = start + written
+  }
+
+  /** The fixed part of a record, behind its owner; `data` octets follow. */
+  fixed(type: number, dnsClass: number, ttl: number, data: number): void {
+    this.reserve(FIXED_OCTETS)
+    const { octets, length } = this
+    octets[length] = type >>> 8
+    octets[length + 1] = type
+    octets[length + 2] = dnsClass >>> 8
+    octets[length + 3] = dnsClass
+    octets[length + 4] = ttl >>> 24
+    octets[length + 5] = ttl >>> 16
+    octets[length + 6] = ttl >>> 8
+    octets[length + 7] = ttl
+    octets[length + 8] = data >>> 8
+    octets[length + 9] = data
+    this.length = length + FIXED_OCTETS
   }
 
   /**
@@ -183,19 +221,29 @@ export class Writer {
 
   /** 4 octets of IPv4 or 16 of IPv6. */
   address(address: string): void {
-    if (!isIpv6(address)) {
-      for (const part of address.split('.')) this.u8(Number(part))
-      return
-    }
-    for (const group of ipv6Groups(address)) this.u16(group)
+    if (isIpv6(address)) for (const group of ipv6Groups(address)) this.u16(group)
+    else this.u32(ipv4Number(address))
   }
+}
+
+function ipv4Number(address: string): number {
+  let number = 0
+  let part = 0
+  for (let i = 0; i < address.length; i++) {
+    const code = address.charCodeAt(i)
+    if (code === DOT) {
+      number = (number << 8) | part
+      part = 0
+    } else part = 10 * part + code - ZERO
+  }
+  return (number << 8) | part
 }
 
 /** Whether `name` from `start` on is the end of `whole`, and begins there where a label does. */
 function endsAtLabel(whole: string, name: string, start: number): boolean {
   const at = whole.length - (name.length - start)
   if (at < 0 || (at > 0 && whole[at - 1] !== '.')) return false
-  return at === 0 && start === 0 ? whole === name : whole.endsWith(name.slice(start))
+  return whole.endsWith(name.slice(start))
 }
 
 /** Not `address.ts`, which needs node:net to parse what a user writes: these are known to be IP addresses. */
@@ -214,7 +262,7 @@ function groups(text: string): number[] {
   if (text === '') return []
   return text.split(':').flatMap(group => {
     if (!group.includes('.')) return Number.parseInt(group, 16)
-    const [a = 0, b = 0, c = 0, d = 0] = group.split('.').map(Number)
-    return [(a << 8) | b, (c << 8) | d]
+    const number = ipv4Number(group)
+    return [number >>> 16, number & 0xffff]
   })
 }

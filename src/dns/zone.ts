@@ -1,4 +1,4 @@
-/** What stands in the zone, as plain data, in parts: that of the zone itself, and one for each service. */
+/** What stands in the zone, as plain data, in parts: that of the zone itself, and two for each service. */
 import type { EndpointStatus, Snapshot } from '../endpoints/pool.ts'
 import type { Policy } from './rotation.ts'
 import { CLASS, ipv6Groups, isIpv6, type Rdata, TYPE } from './wire.ts'
@@ -135,7 +135,7 @@ export interface Places {
   firstCount(address: string): number
 }
 
-/** Services are named in full, as in `echo.roundelay.test`; the apex may be one. */
+/** What a service answers. Services are named in full, as in `echo.roundelay.test`; the apex may be one. */
 export function servicePart(options: ZoneOptions, snapshot: Snapshot, places: Places): Part {
   const { apex, ttlSeconds: ttl, port } = options
   const { service, endpoints } = snapshot
@@ -167,15 +167,23 @@ export function servicePart(options: ZoneOptions, snapshot: Snapshot, places: Pl
       },
     })
   }
-  for (const { address, family } of endpoints) {
-    const type = family === 6 ? TYPE.AAAA : TYPE.A
-    rrsets.push({ ...owner, name: hostName(address, service), type, records: [{ address }] })
-  }
   const texts = endpoints.map(({ address, state, terminating }) => ({
     texts: [`${address} ${terminating ? 'terminating' : state}`],
   }))
   if (texts.length > 0) rrsets.push({ ...owner, type: TYPE.TXT, records: texts })
   return { names, pending: undefined, rrsets }
+}
+
+/** The names of the endpoints themselves, which stand as long as the endpoint is known, whatever its state. */
+export function hostsPart({ ttlSeconds: ttl }: ZoneOptions, { service, ready, endpoints }: Snapshot): Part {
+  const rrsets = endpoints.map(({ address, family }) => ({
+    name: hostName(address, service),
+    type: family === 6 ? TYPE.AAAA : TYPE.A,
+    class: CLASS.IN,
+    ttl,
+    records: [{ address }],
+  }))
+  return { names: [], pending: undefined, rrsets: ready ? rrsets : [] }
 }
 
 /** The name and those above it, down to the apex. */

@@ -90,7 +90,7 @@ function assertNegative(dug: Dug, status: 'NOERROR' | 'NXDOMAIN', ttl = 5): void
   assert.match(dug.authority[0]!, soaLine(ttl))
 }
 
-describe('dig', { skip, concurrency: 2, timeout: 60_000 }, () => {
+describe('dig', { skip, concurrency: 2, timeout: 300_000 }, () => {
   test('finds SOA and NS at the apex, with glue from the address it listens on', async t => {
     const port = await serveReady(t, '--service', THREE)
     for (const over of transports) {

@@ -12,6 +12,7 @@ import {
   basePart,
   COUNTS_PER_ENDPOINT,
   CURSORS_PER_SERVICE,
+  hostsPart,
   servicePart,
   type ZoneOptions,
 } from '../../src/dns/zone.ts'
@@ -166,9 +167,10 @@ export function parts(snapshots: readonly Snapshot[], options: ZoneOptions, seri
     if (!places.has(address)) places.set(address, COUNTS_PER_ENDPOINT * places.size)
     return places.get(address)!
   }
-  const services = snapshots.map((snapshot, i) =>
+  const services = snapshots.flatMap((snapshot, i) => [
     servicePart(options, snapshot, { firstCursor: CURSORS_PER_SERVICE * i, firstCount }),
-  )
+    hostsPart(options, snapshot),
+  ])
   return [basePart(options, serial), ...services]
 }
 

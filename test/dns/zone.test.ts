@@ -143,7 +143,7 @@ describe('a zone', () => {
     test(`calls ${address} ${label}`, () => assert.equal(hostName(address, 'x.test'), `${label}.x.test`))
 
   test('does not know yet what is at and below a service that is not ready', () => {
-    const [, waiting, other] = zoneOf([
+    const [, waiting, , other] = zoneOf([
       snapshot([], { ready: false }),
       snapshot(['10.0.0.1'], { service: `other.${APEX}` }),
     ])
