@@ -230,7 +230,7 @@ function cached(ask: () => Promise<{ address: string; ttl: number }[]>): () => P
       answer = records.map(({ address }) => address)
       expires = performance.now() + records[0]!.ttl * 1000
     }
-    return answer[uses++ % answer.length]
+    return answer[uses++ % answer.length]!
   }
 }
 

@@ -11,7 +11,7 @@ export const run: Run<'send'> = async (options, args, { exit }) => {
   const transport = chooseTransport(options)
   // The first address, in the order that the resolver gives: what a simple client uses.
   const { addresses } = await resolver(host!, options.dns, options.timeout, 'each')()
-  const server = { address: addresses[0], port: options.port }
+  const server = { address: addresses[0]!, port: options.port }
   let session: EchoSession | undefined
   let failed = false
   for (const text of messages) {
@@ -19,10 +19,10 @@ export const run: Run<'send'> = async (options, args, { exit }) => {
     const limit = AbortSignal.timeout(options.timeout)
     const started = performance.now()
     try {
-      session ??= await openEcho(transport, server!, limit)
+      session ??= await openEcho(transport, server, limit)
       const reply = await session.exchange(message, limit)
       const took = `${(performance.now() - started).toFixed(3)} ms`
-      const details = options.verbose ? `  from ${formatAddress(server!)} ${transport} in ${took}` : ''
+      const details = options.verbose ? `  from ${formatAddress(server)} ${transport} in ${took}` : ''
       process.stdout.write(`[${reply.length} bytes] ${reply}${details}\n`)
       if (reply.equals(message)) continue
       failed = true
@@ -30,7 +30,7 @@ export const run: Run<'send'> = async (options, args, { exit }) => {
     } catch (error) {
       failed = true
       const reason = limit.aborted ? `no reply within ${options.timeout} ms` : (error as Error).message
-      complain(`no echo of "${text}" from ${formatAddress(server!)} ${transport}: ${reason}`)
+      complain(`no echo of "${text}" from ${formatAddress(server)} ${transport}: ${reason}`)
       // A late reply must not be taken for the next message's.
       session?.close()
       session = undefined

@@ -161,7 +161,7 @@ async function readCounts(admin: SocketAddress): Promise<Counts> {
 
 function rows(authority: Authority, replicas: readonly Replica[], counts: ReadonlyMap<string, Counts>) {
   const firsts = authority.firsts()
-  const [{ service, endpoints }] = authority.snapshots
+  const { service, endpoints } = authority.snapshots[0]!
   return replicas.map(replica => {
     const { address } = replica.listen
     const known = endpoints.find(endpoint => endpoint.address === address)

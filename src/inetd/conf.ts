@@ -138,7 +138,7 @@ function waitAndLimit(text: string): Pick<Entry, 'wait' | 'maxPerMinute'> {
 function userAndGroup(text: string): Pick<Entry, 'user' | 'group'> {
   const match = /^(?:([\w.-]+\$?):([\w.-]+)|([\w-]+\$?)(?:\.([\w-]+))?)$/.exec(text)
   if (!match) throw new Expected('USER, USER:GROUP or USER.GROUP')
-  const [, user = match[3], group = match[4]] = match
+  const [, user = match[3]!, group = match[4]] = match
   return group === undefined ? { user } : { user, group }
 }
 

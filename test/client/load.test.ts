@@ -109,7 +109,7 @@ for (const transport of ['udp', 'tcp'] as const) {
       const load = { ...defaults, transport, port, connections: 3, newConnection: true, rate }
       const result = await runLoad(load, never)
       const { done, ...rest } = totals(result)
-      const [{ connections }] = result.replicas
+      const { connections } = result.replicas[0]!
       assert.ok(done > 10)
       // At the end some may be open that have sent nothing yet.
       assert.ok(connections >= done && connections <= done + 3, `${connections} for ${done}`)
@@ -194,7 +194,7 @@ test('a UDP server that falls silent is given up, and another socket tried', opt
   const stop = new AbortController()
   const port = await udpServer(t, (_message, nth) => nth > 4 && stop.abort())
   const result = await runLoad({ ...defaults, port, timeoutMs: 100, durationMs: FOR_LONG }, stop.signal)
-  const { connections, failed, lost } = result.replicas[0]
+  const { connections, failed, lost } = result.replicas[0]!
   assert.deepEqual({ connections, failed, lost }, { connections: 2, failed: 1, lost: 4 })
 })
 
@@ -372,7 +372,7 @@ test('look-ups: each asks every time, once never again, ttl when the TTL is over
     const got: string[] = []
     for (const seconds of [0, 0, 4.9, 5, 9.9, 10]) {
       now = seconds * 1000
-      got.push(...(await Promise.all([resolve(), resolve()])).map(({ addresses }) => addresses[0]))
+      got.push(...(await Promise.all([resolve(), resolve()])).map(({ addresses }) => addresses[0]!))
     }
     return got.join(' ')
   }

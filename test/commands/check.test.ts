@@ -34,7 +34,7 @@ test('a replica is well over UDP, TCP and HTTP, by IPv4, IPv6 and name', options
   for (const [i, result] of (
     await Promise.all(targets.map(([target]) => run(['check', target!])))
   ).entries()) {
-    const [target, detail] = targets[i]
+    const [target, detail] = targets[i]!
     assert.deepEqual(result, { code: 0, stdout: `ok: ${target}: ${detail}\n`, stderr: '' })
   }
 })
@@ -86,7 +86,7 @@ test('what is not well exits with 1 and says why in one line', options, async t 
   ] as const
   const results = targets.map(([target]) => run(['check', '--timeout', '300ms', target]))
   for (const [i, { code, stdout, stderr }] of (await Promise.all(results)).entries()) {
-    const [target, detail] = targets[i]
+    const [target, detail] = targets[i]!
     const [, why = ''] = /^failed: \S+: ([^\n]*)\n$/.exec(stdout) ?? []
     assert.match(why, detail, `${target} ${stdout}${stderr}`)
     assert.deepEqual({ code, stdout, stderr }, { code: 1, stdout: `failed: ${target}: ${why}\n`, stderr: '' })

@@ -217,7 +217,7 @@ test('a thousand connections leave no zombie and no descriptor', async t => {
   t.diagnostic(`in ${((performance.now() - started) / 1000).toFixed(1)} s`)
   await until(() => childrenOf(server.pid).length === 0)
   await until(() => descriptorsOf(server.pid).length <= before.length)
-  const { started: programs, running, failed, refused } = (await server.state())[`${port}/tcp`]
+  const { started: programs, running, failed, refused } = (await server.state())[`${port}/tcp`]!
   assert.deepEqual(
     { programs, running, failed, refused },
     { programs: 1001, running: 0, failed: 0, refused: 0 },
@@ -244,7 +244,7 @@ test('after --drain programs that still run are ended, and so is inetd', async t
   const socket = await client(t, port!)
   socket.write('x')
   await once(socket, 'data')
-  const [{ pid }] = childrenOf(server.pid)
+  const { pid } = childrenOf(server.pid)[0]!
   process.kill(server.pid, 'SIGTERM')
   assert.deepEqual(await server.ended, { code: 0, signal: null })
   assert.equal(await socket.all, 'x')
@@ -520,7 +520,7 @@ test('services share the descriptors that there are: clients wait, none is close
   child.stdout.resume()
   const sockets = []
   for (let i = 0; i < 120; i++) {
-    const socket = await client(t, i % 2 ? one : two)
+    const socket = await client(t, i % 2 ? one! : two!)
     socket.write('x')
     sockets.push(socket)
   }

@@ -35,7 +35,7 @@ async function startDns(t: TestContext, addresses: readonly string[]): Promise<s
   ])
   const ready = await server.line('dns server listens')
   await server.line('service ready')
-  return (ready.listen as string[])[0]
+  return (ready.listen as string[])[0]!
 }
 
 /** A UDP server that answers or not; `asked` resolves with the `enough`th datagram. */

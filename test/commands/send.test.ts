@@ -210,7 +210,7 @@ test('--dns asks our own server: A first, AAAA where there is no A, and nothing 
   const ready = await server.line('dns server listens')
   await server.line(line => line.msg.startsWith('service ready') && line.service === 'six.roundelay.test')
   await server.line(line => line.msg.startsWith('service ready') && line.service === 'four.roundelay.test')
-  const dns = ['--dns', (ready.listen as string[])[0]]
+  const dns = ['--dns', (ready.listen as string[])[0]!]
   const { port: v4 } = await echoServer(t, '127.0.0.1')
   const { port: v6 } = await echoServer(t, '::1')
   for (const [name, port, from] of [
@@ -225,5 +225,5 @@ test('--dns asks our own server: A first, AAAA where there is no A, and nothing 
   const none = await run(['send', ...dns, 'none.roundelay.test', 'hello'])
   assert.match(none.stderr, /^roundelay: .*ENOTFOUND none\.roundelay\.test\n$/)
   assert.deepEqual([none.code, none.stdout], [1, ''])
-  assert.ok(portOf(dns[1]) > 0)
+  assert.ok(portOf(dns[1]!) > 0)
 })

@@ -14,7 +14,7 @@ function stat(pid: number): Stat | undefined {
     const [state, parent] = readFileSync(`/proc/${pid}/stat`, 'latin1')
       .replace(/^.*\) /s, '')
       .split(' ')
-    return { pid, state, parent: Number(parent) }
+    return { pid, state: state!, parent: Number(parent) }
   } catch {
     return undefined
   }

@@ -435,7 +435,7 @@ describe('dig', { skip, concurrency: 2, timeout: 300_000 }, () => {
         first = (await dig(port, '+short', i % 20 ? '+tcp' : '+notcp', name)).text.split('\n')[0]!
       else first = String(parse(await [udp, tcp][i % 2]!.ask(query(name, TYPE.A))).addresses[0])
       counts[first] = (counts[first] ?? 0) + 1
-      const [other, type] = noise[Math.floor(random() * noise.length)]
+      const [other, type] = noise[Math.floor(random() * noise.length)]!
       const reply = parse(await udp.ask(query(other, type)))
       assert.equal(reply.tc, other.startsWith('many'))
     }

@@ -112,7 +112,7 @@ export const ednsQuery = (name: string, type: number, edns: OptOptions = {}, opt
 export function endpoint(text: string, more: Partial<EndpointStatus> = {}): EndpointStatus {
   const [address, weight = '1'] = text.split('*')
   return {
-    address,
+    address: address!,
     family: isIPv6(address!) ? 6 : 4,
     weight: Number(weight),
     state: 'up',

@@ -155,8 +155,8 @@ describe('the guards', () => {
         [TYPE.A, CLASS.IN],
         [TYPE.AXFR, CLASS.IN],
         [TYPE.A, CLASS.HS],
-      ]) {
-        const reply = ask(query(SERVICE, type!, { ...options, class: dnsClass }))
+      ] as const) {
+        const reply = ask(query(SERVICE, type, { ...options, class: dnsClass }))
         assert.equal(reply.rcode, RCODE.FORMERR)
         assert.equal(reply.opts.length, 1)
         assert.deepEqual(reply.answers, [])
@@ -277,8 +277,8 @@ describe('EDNS', () => {
         [TYPE.A, CLASS.IN],
         [TYPE.AXFR, CLASS.IN],
         [TYPE.TXT, CLASS.HS],
-      ]) {
-        const reply = ask(ednsQuery(SERVICE, type!, { version }, { class: dnsClass }))
+      ] as const) {
+        const reply = ask(ednsQuery(SERVICE, type, { version }, { class: dnsClass }))
         assert.equal(reply.rcode, RCODE.BADVERS)
         assert.equal(reply.flags & 15, 0)
         assert.deepEqual(reply.counts, [1, 0, 0, 1])

@@ -173,7 +173,7 @@ describe('random', () => {
       const order = [0, 1, 2, 3]
       for (let i = 0; i < 4; i++) {
         const j = Math.floor(random() * 4)
-        ;[order[i]!, order[j]!] = [order[j], order[i]]
+        ;[order[i], order[j]] = [order[j]!, order[i]!]
       }
       return order
     }

@@ -188,7 +188,7 @@ describe('docker compose', needsEngine, () => {
       const named = await docker(
         ...[
           'exec',
-          dns,
+          dns!,
           'node',
           '-p',
           `dns.promises.resolve4('echo').then(all => console.log(all.join())), ''`,
@@ -303,7 +303,7 @@ function cached(): () => Promise<string> {
       addresses = records.map(({ address }) => address)
       expires = performance.now() + records[0]!.ttl * 1000
     }
-    return addresses[uses++ % addresses.length]
+    return addresses[uses++ % addresses.length]!
   }
 }
 

@@ -144,7 +144,7 @@ describe('image', needsEngine, () => {
       ]
       const ends = await Promise.all(cases.map(([, args]) => end(t, args, stop)))
       for (const [i, { code, ms, log }] of ends.entries()) {
-        const [drainMs, args] = cases[i]
+        const [drainMs, args] = cases[i]!
         t.diagnostic(`${args.join(' ')}: exit code ${code} after ${ms} ms`)
         assert.equal(code, 0)
         assert.ok(ms >= drainMs && ms < drainMs + 2000, `${ms} ms`)

@@ -150,7 +150,7 @@ test('conditions that are nil mean what the API says', () => {
     const conditions = Object.fromEntries(
       names.map((name, i) => [name, value[given![i]!]]).filter(([, v]) => v !== undefined),
     )
-    const [{ ready, serving, terminating }] = endpointsOf([slice('a', [['10.0.0.1', conditions]])])
+    const { ready, serving, terminating } = endpointsOf([slice('a', [['10.0.0.1', conditions]])])[0]!
     assert.equal([ready, serving, terminating].map(v => (v ? 'y' : 'n')).join(''), wanted, row)
   }
 })

@@ -97,15 +97,15 @@ test('a publish makes a new Snapshot when it changes something, and only then', 
     ['none again', [], 'the same'],
     ['add', [a!, b!], [a!, b!]],
     ['the same', [a!, b!], 'the same'],
-    ['equal, not identical', [endpoint('10.0.0.1'), { ...b }], 'the same'],
+    ['equal, not identical', [endpoint('10.0.0.1'), { ...b! }], 'the same'],
     ['reorder', [b!, a!], [b!, a!]],
     ['replace', [b!, c!], [b!, c!]],
-    ['weight', [{ ...b, weight: 3 }, c!], [{ ...b, weight: 3 }, c!]],
-    ['duplicates in one publish', [{ ...b, weight: 3 }, c!, c!, { ...b, weight: 3 }], 'the same'],
+    ['weight', [{ ...b!, weight: 3 }, c!], [{ ...b!, weight: 3 }, c!]],
+    ['duplicates in one publish', [{ ...b!, weight: 3 }, c!, c!, { ...b!, weight: 3 }], 'the same'],
     ['remove one', [c!], [c!]],
-    ['not ready', [{ ...c, ready: false }], [c!]],
-    ['terminating', [{ ...c, ready: false, terminating: true }], [{ ...c, terminating: true }]],
-    ['serving', [{ ...c, ready: false, terminating: true, serving: false }], [{ ...c, terminating: true }]],
+    ['not ready', [{ ...c!, ready: false }], [c!]],
+    ['terminating', [{ ...c!, ready: false, terminating: true }], [{ ...c!, terminating: true }]],
+    ['serving', [{ ...c!, ready: false, terminating: true, serving: false }], [{ ...c!, terminating: true }]],
     ['a thousand', many, many],
     ['a thousand again', [...many], 'the same'],
     ['a thousand but one', many.slice(1), many.slice(1)],
@@ -127,7 +127,7 @@ test('a publish makes a new Snapshot when it changes something, and only then', 
   }
   // What is published within one turn of the event loop is one change.
   const count = snapshots.length
-  for (const list of [[a], [b], [a, b], [c]]) publish(...list)
+  for (const list of [[a!], [b!], [a!, b!], [c!]]) publish(...list)
   await turn()
   assert.deepEqual(snapshots.slice(count).map(answered), [['::1']])
 })
@@ -326,7 +326,7 @@ test('who is answered: the ready, else those that end but serve, else (fail open
     const marks = given.split(' ')
     for (const [i, [letter]] of marks.entries()) moods[i] = health[letter as 'U']
     const endpoints = marks.map(([, said], i) => ({
-      address: addresses[i],
+      address: addresses[i]!,
       weight: 1,
       ready: said === undefined,
       serving: said !== 'x' && said !== 'n',

@@ -188,7 +188,7 @@ export async function udp(t: TestContext, host = '127.0.0.1', port = 0) {
     const before = got.length
     sendTo(to, payload, port)
     await until(() => got.length > before)
-    return got[before]
+    return got[before]!
   }
   return {
     got,

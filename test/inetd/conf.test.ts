@@ -363,7 +363,7 @@ describe('an entry', () => {
       [`sh ${'a '.repeat(4000)}`, ['sh', ...Array(4000).fill('a')]],
     ]
     for (const [written, argv] of table) {
-      const { program } = one(`7 stream tcp nowait root /bin/sh ${written}`)
+      const { program } = one(`7 stream tcp nowait root /bin/sh ${written}`)!
       assert.deepEqual(program, { kind: 'exec', path: '/bin/sh', argv }, written)
     }
     const quoted = one(`'7' stream tcp nowait root "/opt/my program"`)!.program
@@ -532,7 +532,7 @@ tftp		dgram	udp4	wait	nobody	/usr/sbin/tcpd	/usr/sbin/in.tftpd --tftpd-timeout 3
       '12: TCP port 23 on every address: a new /usr/sbin/tcpd for each connection, as root, at most 256 a minute',
       '15: UDP port 69 on every IPv4 address: /usr/sbin/tcpd gets the socket while a datagram waits, one at a time, as nobody, at most 256 a minute',
     ])
-    const { program } = entriesOf(text)[4]
+    const { program } = entriesOf(text)[4]!
     assert.deepEqual(program.kind === 'exec' && program.argv, [
       ...['/usr/sbin/in.tftpd', '--tftpd-timeout', '300', '/srv/tftp'],
     ])

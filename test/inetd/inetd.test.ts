@@ -817,7 +817,7 @@ test('close ends programs that the deadline finds running', async t => {
   const socket = await client(t, port!)
   socket.write('x')
   await once(socket, 'data')
-  const [{ pid }] = childrenOf(process.pid)
+  const { pid } = childrenOf(process.pid)[0]!
   const deadline = new AbortController()
   const closing = close(deadline.signal)
   deadline.abort()

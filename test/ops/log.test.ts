@@ -10,9 +10,9 @@ const full = { skip: existsSync('/dev/full') ? false : 'needs /dev/full' }
 
 test('a log that cannot be written costs its lines, not the service', full, async t => {
   const ports = [10_000 + Math.floor(Math.random() * 10_000), 20_000 + Math.floor(Math.random() * 10_000)]
-  const [port, admin] = ports.map(number => `127.0.0.7:${number}`)
+  const [port, admin] = ports.map(number => `127.0.0.7:${number}`) as [string, string]
   const args = [cli, 'echo', '--listen', port, '--admin', admin, '--drain', '0', '--grace', '0']
-  const replica = spawn(process.execPath, args!, { stdio: ['ignore', openSync('/dev/full', 'w'), 'inherit'] })
+  const replica = spawn(process.execPath, args, { stdio: ['ignore', openSync('/dev/full', 'w'), 'inherit'] })
   t.after(() => replica.kill('SIGKILL'))
   const ended = once(replica, 'exit')
   const ready = () =>

@@ -181,7 +181,7 @@ test('whatever spawn throws, the server lives and its clients wait', options, as
   const server = await serve(t, concurrent, { ...echo, module: `data:,${'x'.repeat(200_000)}` })
   const socket = await client(t, server.port)
   await until('it is said', () => server.said.length > 0)
-  const [{ level, message, details }] = server.said
+  const { level, message, details } = server.said[0]!
   assert.deepEqual([level, message], ['error', 'cannot make a process: clients wait'])
   assert.equal((details.err as NodeJS.ErrnoException).code, 'E2BIG')
   assert.equal(socket.closed, false)

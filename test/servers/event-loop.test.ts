@@ -54,7 +54,7 @@ async function serve(t: TestContext, address = '127.0.0.1', wanted: Partial<Serv
     for (const socket of sockets) socket.destroy()
     await close(AbortSignal.abort())
   })
-  const { port } = service.addresses[0]
+  const { port } = service.addresses[0]!
   return {
     counters: service.counters,
     full,

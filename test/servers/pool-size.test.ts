@@ -20,7 +20,7 @@ const letters: Record<string, ChildState> = { s: 'starting', i: 'idle', b: 'busy
 
 /** `iibs`: two idle, one busy, one starting; pids count from 1. */
 const board = (text: string, served: readonly number[] = []): Scoreboard =>
-  [...text].map((letter, i) => ({ pid: i + 1, state: letters[letter], served: served[i] ?? 0 }))!
+  [...text].map((letter, i) => ({ pid: i + 1, state: letters[letter]!, served: served[i] ?? 0 }))
 
 /** Decisions in a row about the same scoreboard. */
 function ticks(scoreboard: Scoreboard, count: number, history = newHistory, wanted = limits) {

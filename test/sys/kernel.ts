@@ -46,7 +46,7 @@ export function pollFor(...fds: readonly number[]): Buffer {
 export const option = (fd: number, level: number, name: number): number => {
   const value = new Int32Array(1)
   check(getsockopt(fd, level, name, value, Uint32Array.of(4)), 'getsockopt')
-  return value[0]
+  return value[0]!
 }
 
 /** A client of node:net. It is half open, as it ends when the test says so. */

@@ -80,7 +80,7 @@ for (const { address, family, type } of families) {
 
   test(`datagrams over ${address}: their lengths, the empty one too, and their peers`, async t => {
     const { fd, peers } = await datagrams(t, address, type)
-    const [{ tell, hear, address: from }] = peers
+    const { tell, hear, address: from } = peers[0]!
     const buffer = Buffer.alloc(65_536)
     const peer = Buffer.alloc(layouts.sockaddr_in6.size)
     for (const text of ['hello', '', 'x'.repeat(60_000)]) {
@@ -109,7 +109,7 @@ for (const { address, family, type } of families) {
     assert.equal(libc.recvmmsg(fd, messages.subarray(5 * size), 3, MSG_DONTWAIT), errno('EAGAIN'))
     const MSG_TRUNC = 0x20
     for (const [i, text] of sent.entries()) {
-      const { data, peer, header, vector } = slots[i]
+      const { data, peer, header, vector } = slots[i]!
       const length = header.readUInt32LE(at.msg_len)
       assert.equal(data.toString('utf8', 0, length), text.slice(0, room))
       assert.equal(header.readInt32LE(at['msg_hdr.msg_flags']), text.length > room ? MSG_TRUNC : 0)
@@ -396,9 +396,8 @@ test('a thread blocked in recvfrom is woken by shutdown(2), by a message from no
 
 test('after shutdown(2) what waits is still received, an empty datagram too', async t => {
   if (!existsSync('/proc/self/syscall')) return t.skip('no /proc/PID/syscall')
-  const [{ fd, address }, peer] = [1, 2].map(() =>
-    ownedBound(t, bindUdp({ address: '127.0.0.1', port: 0 }, 100_000)),
-  )
+  const bound = () => ownedBound(t, bindUdp({ address: '127.0.0.1', port: 0 }, 100_000))
+  const [{ fd, address }, peer] = [bound(), bound()]
   const from = Buffer.alloc(layouts.sockaddr_in6.size)
   const call = await startThread(t).enter('recvfrom', fd, Buffer.alloc(64), 0, from, Uint32Array.of(28))
   const to = encodeAddress(address)
