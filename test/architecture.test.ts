@@ -27,8 +27,7 @@ const base = [
   'program',
 ]
 const siblings: Record<string, readonly string[]> = {
-  // net: until `src/dns` has an encoder of its own.
-  dns: ['endpoints', 'net'],
+  dns: ['endpoints'],
   endpoints: ['client'],
   net: ['dns'],
   servers: ['net'],
@@ -65,11 +64,15 @@ test('imports point down', () => {
 test('pure files import no sockets, timers or process, and ask for neither time nor randomness', () => {
   const pure = [
     'protocols',
+    'dns/authority',
+    'dns/compiled',
+    'dns/glue',
     'dns/name',
     'dns/query',
-    'dns/rotation',
-    'dns/zone',
     'dns/respond',
+    'dns/rotation',
+    'dns/wire',
+    'dns/zone',
     'endpoints/health',
     'inetd/conf',
     'servers/pool-size',
@@ -95,10 +98,26 @@ test('pure files import no sockets, timers or process, and ask for neither time 
   }
 })
 
+test('dns imports no package and no I/O, whatever it reaches, and of endpoints only types', () => {
+  const reached = new Set(files.map(({ path }) => path).filter(path => path.startsWith('src/dns/')))
+  for (const path of reached) {
+    const file = files.find(each => each.path === path)
+    assert.ok(file, path)
+    for (const target of file.imports.filter(name => !file.typeOnly.includes(name))) {
+      assert.ok(target!.startsWith('.'), `${path} must not import ${target}`)
+      reached.add(join(dirname(path), target!))
+    }
+  }
+  assert.deepEqual(
+    [...reached].filter(path => !path.startsWith('src/dns/')),
+    ['src/protocols.ts'],
+  )
+})
+
 test('each library stays in its folder', () => {
   const homes = {
     koffi: 'sys',
-    dns2: ['net', 'dns'],
+    dns2: 'net',
     '@godaddy/terminus': 'ops',
     yaml: 'endpoints',
     commander: 'cli',

@@ -146,7 +146,10 @@ export class Writer {
     for (let i = 0; i < count; i++) {
       const code = text.charCodeAt(i)
       // Most texts are ASCII, which is quicker to write than to encode.
-      if (code >= 0x80) return this.#encode(text, start)
+      if (code >= 0x80) {
+        this.#encode(text, start)
+        return
+      }
       this.octets[this.length++] = code
     }
     this.octets[start - 1] = count

@@ -271,6 +271,20 @@ describe('EDNS', () => {
     assert.equal(ask(ednsQuery(SERVICE, TYPE.A, {}, { flags: opcodeFlags(OPCODE.notify) })).opts.length, 1)
   })
 
+  test('versions above 0 get BADVERS whatever the opcode and the number of questions (RFC 6891 6.1.3)', () => {
+    for (let opcode = 0; opcode < 16; opcode++)
+      for (const questionCount of [0, 1]) {
+        const flags = opcodeFlags(opcode)
+        const octets = query(questionCount ? SERVICE : Buffer.alloc(0), TYPE.A, { flags, questionCount })
+        const whole = questionCount ? octets : octets.subarray(0, 12)
+        whole.writeUInt16BE(1, 10)
+        const reply = ask(Buffer.concat([whole, opt({ version: 1 })]))
+        assert.equal(reply.rcode, RCODE.BADVERS)
+        assert.deepEqual(reply.counts, [questionCount, 0, 0, 1])
+        assert.equal((reply.flags >> 11) & 15, opcode)
+      }
+  })
+
   test('versions above 0 get BADVERS and nothing else, before AXFR or the class is looked at', () => {
     for (const version of [1, 2, 255])
       for (const [type, dnsClass] of [
@@ -343,6 +357,43 @@ describe('EDNS', () => {
           assert.ok(reply.octets.length <= Math.max(512, size), `${reply.octets.length} octets of ${size}`)
           assert.equal(reply.opts.length, 1)
         }
+  })
+})
+
+describe('what is required wins over what is optional', () => {
+  const serverId = 's'.repeat(255)
+  const asksNsid = (name: string, type: number) => ednsQuery(name, type, { size: 512, rdata: NSID })
+  const nsidOf = ({ opts }: ReturnType<typeof parse>) => (opts[0]!.rdata as unknown[]).length
+
+  test('answer records over NSID', () => {
+    const server = responder([snapshot(addresses(20))], { serverId })
+    const reply = parse(server(asksNsid(SERVICE, TYPE.A)))
+    assert.deepEqual([reply.tc, reply.answers.length, nsidOf(reply)], [false, 20, 0])
+    const whole = parse(server(ednsQuery(SERVICE, TYPE.A, { rdata: NSID })))
+    const expected = opt({ rdata: option(3, serverId) })
+    assert.deepEqual(whole.octets.subarray(-expected.length), expected)
+  })
+
+  test('the SOA of a negative answer over NSID', () => {
+    const server = responder([snapshot(three)], { serverId })
+    for (const name of [longName(255), longName(200)]) {
+      const reply = parse(server(asksNsid(name, TYPE.A)))
+      assertNegative(reply, RCODE.NXDOMAIN)
+      assert.deepEqual([reply.tc, nsidOf(reply), reply.opts.length], [false, 0, 1])
+    }
+  })
+
+  test('the OPT over records, and NSID over the addresses of SRV targets', () => {
+    const server = responder([snapshot(addresses(8))])
+    const name = `_echo._udp.${SERVICE}`
+    const [plain, nsid] = [ednsQuery(name, TYPE.SRV, { size: 512 }), asksNsid(name, TYPE.SRV)].map(message =>
+      parse(server(message)),
+    )
+    for (const { tc, answers, opts } of [plain!, nsid!])
+      assert.deepEqual([tc, answers.length, opts.length], [false, 8, 1])
+    const expected = opt({ rdata: option(3, 'test-server') })
+    assert.deepEqual(nsid!.octets.subarray(-expected.length), expected)
+    assert.ok(nsid!.additionals.length < plain!.additionals.length)
   })
 })
 
