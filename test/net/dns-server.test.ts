@@ -478,9 +478,11 @@ describe('over UDP', { timeout: 60_000 }, () => {
       },
       () => assert.fail('nothing is sent that could fail'),
     )
-    server.bind({ address: '127.0.0.1', port: 0 })
-    await once(server, 'listening')
     t.after(() => server.close())
+    // With a synchronous lookup it listens before `bind` returns.
+    const listening = once(server, 'listening')
+    server.bind({ address: '127.0.0.1', port: 0 })
+    await listening
     const queued = t.mock.method(server, 'getSendQueueSize', () => MAX_QUEUED_OCTETS + 1)
     const udp = await udpClient(t, server.address().port)
     const came = once(server, 'message')
