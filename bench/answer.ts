@@ -81,7 +81,10 @@ function queryFor(name: string): Buffer {
   return packet.toBuffer()
 }
 
-/** The reply that was sent before there was an encoder of our own: each record by dns2, header and question copied. */
+/**
+ * The reply that was sent before there was an encoder of our own: each record by dns2, header and question
+ * copied.
+ */
 function encodeWithDns2(query: Buffer, addresses: readonly string[]): Buffer {
   const writer: Writer & { names?: Map<string, number> } = new Packet.Writer()
   const materialize = writer.toBuffer

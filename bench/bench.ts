@@ -5,6 +5,7 @@ const benches: Record<string, () => Promise<{ run: () => Promise<void> }>> = {
   models: () => import('./models.ts'),
   inetd: () => import('./inetd.ts'),
   answer: () => import('./answer.ts'),
+  snapshot: () => import('./snapshot.ts'),
 }
 
 const name = process.argv[2] ?? ''

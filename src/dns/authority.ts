@@ -1,4 +1,4 @@
-/** The authoritative server without its sockets: it takes Snapshots, keeps the zone and its serial, and answers queries. */
+/** The authoritative server without its sockets: it takes Snapshots, keeps the zone and answers queries. */
 import type { Transport } from '../address.ts'
 import type { Clock, Random } from '../clock.ts'
 import type { EndpointStatus, Snapshot } from '../endpoints/pool.ts'
@@ -20,20 +20,20 @@ import {
 interface AuthorityOptions extends ZoneOptions {
   /** Names in full, as in `echo.roundelay.test`. */
   readonly services: readonly string[]
-  /** At most so many records of a rotating RRset. */
+  /** How many records of a rotating RRset an answer has at most. */
   readonly maxAnswers: number
   readonly clock: Clock
   readonly random: Random
 }
 
 export interface AuthorityEvents {
-  /** A fault of ours; the query gets no reply, the server lives on. */
+  /** A fault of the server. The query gets no reply, and the server goes on. */
   failed(error: Error): void
   /** The records of this service were encoded again. */
   compiled?(service: string): void
 }
 
-/** How often an address stood first among the answers for a name and type. */
+/** How often an address was the first in an answer for this name and type. */
 export interface First {
   readonly name: string
   readonly type: string
@@ -41,7 +41,7 @@ export interface First {
   readonly count: number
 }
 
-/** What became of the queries of one transport. The names are few: types without a name are "other". */
+/** What became of the queries over one transport. Types and codes without a name are counted as "other". */
 export interface Tally {
   readonly transport: Transport
   /** Queries answered, by type. */
@@ -123,7 +123,7 @@ export class Authority {
     for (const context of Object.values(this.#contexts)) useZone(context, this.#zone, this.#firsts)
   }
 
-  /** The reply, which stands until the next call; undefined where none is due. Does not throw. */
+  /** Returns the reply, which the next call overwrites, or undefined if none is due. Does not throw. */
   answer(message: Uint8Array, transport: Transport): Buffer | undefined {
     try {
       const length = respond(message, message.length, this.#output, this.#contexts[transport])
@@ -134,7 +134,7 @@ export class Authority {
     }
   }
 
-  /** Of the endpoints that are known now. */
+  /** Covers the endpoints that are known now. */
   firsts(): First[] {
     return [...this.#services.values()].flatMap(({ snapshot, places }) =>
       rotatingRRsets(snapshot.service).flatMap(({ name, type, family, count }) =>
@@ -151,7 +151,7 @@ export class Authority {
     )
   }
 
-  /** For metrics: of all queries so far. */
+  /** Covers all queries since the start. */
   tallies(): Tally[] {
     return Object.values(this.#contexts).map(({ transport, counters }) => ({
       transport,
@@ -181,7 +181,10 @@ export class Authority {
     return assemble([base, ...services.flatMap(({ answers, hosts }) => [answers, hosts])], this.#options)
   }
 
-  /** A departed endpoint is forgotten with its counts, or a year of rolling updates would fill the memory. */
+  /**
+   * The counts of departed endpoints are forgotten. Otherwise a year of rolling updates would fill the
+   * memory.
+   */
   #givePlaces({ snapshot, places }: Service): void {
     const known = new Set(snapshot.endpoints.map(({ address }) => address))
     for (const [address, place] of places)

@@ -1,15 +1,17 @@
 /**
- * The zone as one block of memory, which threads can share and which is replaced whole. All of it is numbers: 32-bit
- * words, and octets over the same buffer.
+ * The zone as one buffer, which threads can share, and which is replaced as a whole. It holds only numbers:
+ * 32-bit words, and octets over the same memory.
  *
  *     header | slots of the table | the block of each part | NSID option
  *
- * The block of a part has its entries, its RRsets and their encoded records. All references within a block are
- * relative, so that a zone is put together by copying blocks, and a part that has not changed is not compiled again.
+ * The block of a part has its entries, its RRsets and their encoded records. All references within a block
+ * are relative, so a zone is assembled by copying blocks, and a part that did not change is not compiled
+ * again.
  *
- * An *entry* is what a question (name, type, class) leads to. An *RRset* has its records as they are sent. The owner of
- * each is a pointer to the question, so its TTL stands 6 octets behind its start. Records that take turns stand twice in
- * a row, so that every order of a ring is a window from one start to another; those that do not follow behind.
+ * A question (name, type, class) leads to an *entry*. An *RRset* stores its records as they are sent. The
+ * owner of each record is a pointer to the question, so its TTL is always 6 octets behind its start. Records
+ * that take turns are stored twice in a row, so every order of the ring is a window between two starts. The
+ * other records follow them.
  */
 import { hashName, mix, nameWord, wordsOf } from './name.ts'
 import { type Plan, type Policy, policies } from './rotation.ts'
@@ -36,29 +38,32 @@ export const ENTRY = {
   nameOctets: 1,
   question: 2,
   flags: 3,
-  /** Which cursor, -1 where the records do not rotate. */
+  /** The index of the cursor, or -1 if the records do not rotate. */
   cursor: 4,
-  /** Which count of an endpoint. */
+  /** Which of an endpoint's counts. */
   count: 5,
-  /** The RRset, relative to the entry; 0 where there is none. */
+  /** The position of the RRset, relative to the entry; 0 if there is none. */
   rrset: 6,
   words: 7,
 } as const
 
 /**
- * Words of an RRset. There follow: the starts of its stored records, relative to the first, and their end; its turns;
- * for each record in stored order where the counts of its endpoint begin; for each of its glue records two starts, of the
- * owner and of what follows that, and at last their end.
+ * Words of an RRset. Four tables follow: the starts of the stored records, relative to the first, and their
+ * end; the turns; for each record, in stored order, where the counts of its endpoint begin; for each glue
+ * record the start of its owner and of what follows the owner, and the end of the last.
  */
 export const RRSET = {
   records: 0,
   ring: 1,
   turns: 2,
-  /** Index of the policy that arranges each answer, -1 where it takes turns. */
+  /** The index of the policy that arranges each answer, or -1 if the records take turns. */
   policy: 3,
   places: 4,
   glue: 5,
-  /** Where the name that the glue belongs to stands in a record; 0 where the glue has its owners itself. */
+  /**
+   * The offset, in a record, of the name that its glue belongs to; 0 if the glue records have their owners in
+   * full.
+   */
   target: 6,
   /** Octets, relative to the RRset. */
   recordOctets: 7,
@@ -73,12 +78,14 @@ export const PENDING = 2
 /** The type under which a name itself is entered: it has no records. */
 const NO_TYPE = 0
 const SRV_TARGET = 18
-/** Where pointers to the apex stand in the record of the SOA: its owner, behind "ns" and behind "hostmaster". */
+/**
+ * Where pointers to the apex stand in the record of the SOA: its owner, behind "ns" and behind "hostmaster".
+ */
 export const SOA_POINTERS = [0, 15, 28] as const
 /** Slots of the table for each entry, at least. */
 const SLOTS_PER_ENTRY = 2
 
-/** What a compiler reserves at first. */
+/** What a compiler reserves at the start. */
 const WORDS_PER_RECORD = 16
 const OCTETS_PER_RECORD = 64
 
@@ -98,7 +105,7 @@ export interface Block {
   readonly pending: boolean
 }
 
-/** A zone in memory, read by `respond`. Everything can be read from the buffer alone. */
+/** A view of a compiled zone, for `respond`. The buffer alone is enough to create one. */
 export class Zone {
   readonly buffer: ArrayBufferLike
   readonly words: Int32Array
@@ -134,7 +141,10 @@ export class Zone {
   }
 }
 
-/** The entry of a question whose name is `octets[start, end)`, with the name's hash; 0 where there is none. */
+/**
+ * Returns the entry of a question whose name is `octets[start, end)` and has this hash, or 0 if there is
+ * none.
+ */
 export function findEntry(
   { words, mask }: Zone,
   octets: Uint8Array,
@@ -164,7 +174,7 @@ function isNamed(words: Int32Array, entry: number, octets: Uint8Array, start: nu
   return true
 }
 
-/** Puts the parts together, that of the zone itself first. */
+/** Assembles a zone from its compiled parts. The part of the zone itself comes first. */
 export function assemble(
   blocks: readonly Block[],
   { apex, serverId, maxAnswers }: { apex: string; serverId: string; maxAnswers: number },
@@ -208,7 +218,7 @@ export function assemble(
   return new Zone(buffer)
 }
 
-/** A name can be entered by several parts; then their flags are joined. */
+/** Adds an entry to the table. If several parts have the same name, its flags are joined. */
 function enter(words: Int32Array, mask: number, entry: number): void {
   const hash = words[entry + ENTRY.hash]!
   for (let slot = hash & mask; ; slot = (slot + 1) & mask) {
@@ -232,7 +242,7 @@ function sameEntry(words: Int32Array, a: number, b: number): boolean {
   return true
 }
 
-/** Compiles one part. The work grows with its records, and with nothing else. */
+/** Compiles one part. The work is proportional to the number of its records. */
 export function compilePart(part: Part, policy: Policy): Block {
   const records = part.rrsets.reduce((sum, rrset) => sum + rrset.records.length, 0)
   const compiler = new Compiler(policy, records)
@@ -257,7 +267,7 @@ class Compiler {
   readonly #plans = new Map<Rotation['candidates'], Plan>()
   #largest = 0
 
-  /** `records`: how many are about to come, so that memory need not grow. */
+  /** `records` is the expected number of records, so that memory need not grow. */
   constructor(policy: Policy, records: number) {
     this.#policy = policy
     this.#words = new Words(WORDS_PER_RECORD * records + 64)
@@ -274,7 +284,7 @@ class Compiler {
     this.#addNameOnce(name, rrset.class, HAS_RECORDS)
   }
 
-  /** A name that may have no records. */
+  /** Adds a name, which may have no records. */
   addName(name: string, flags: number): void {
     this.#setName(name)
     this.#addNameOnce(name, CLASS.IN, flags)
@@ -295,7 +305,7 @@ class Compiler {
     this.#name.length = 0
     this.#name.name(name)
     const end = this.#name.length
-    // Zeros behind it, which are read with its last word.
+    // The last word of the name is read with the zeros behind it.
     this.#name.u32(0)
     this.#name.length = end
     this.#hash = hashName(this.#name.octets, 0, end)

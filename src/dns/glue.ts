@@ -9,8 +9,8 @@ export interface InterfaceAddress {
 }
 
 /**
- * Where a client can reach a listener at `address`. A wildcard stands for the machine's own addresses of its family, but
- * not for loopback and link-local ones: to another machine they are another's.
+ * Where a client can reach a listener at `address`. A wildcard stands for the machine's own addresses of its
+ * family, but not for loopback and link-local ones: to another machine they are another's.
  */
 export function reachableAddresses(address: string, interfaces: readonly InterfaceAddress[]): string[] {
   if (address !== '0.0.0.0' && address !== '::') return [address]

@@ -1,11 +1,15 @@
-/** Names on the wire (RFC 1035 3.1): compared as label octets, never as dotted text, since a label may hold a dot. */
+/**
+ * Names on the wire (RFC 1035 3.1): compared as label octets, never as dotted text, since a label may hold a
+ * dot.
+ */
 
 const MAX_LABEL_OCTETS = 63
 const MAX_NAME_OCTETS = 255
 
 /**
  * The end of the name that starts at `offset`, or -1 if there is none within the first `length` octets. A
- * compression pointer ends a name and is not followed, so loops cost nothing; where `plain`, a pointer is an error.
+ * compression pointer ends a name and is not followed, so loops cost nothing; where `plain`, a pointer is an
+ * error.
  */
 export function skipName(message: Uint8Array, length: number, offset: number, plain = false): number {
   for (let at = offset; at < length; ) {
@@ -32,8 +36,8 @@ export function foldCase(word: number): number {
 export const wordsOf = (nameOctets: number): number => (nameOctets + 3) >> 2
 
 /**
- * Word `index` of the name in `octets[start, end)`, in lower case, with zeros behind its end. At least three octets
- * must follow the name, as type and class do in a question.
+ * Word `index` of the name in `octets[start, end)`, in lower case, with zeros behind its end. At least three
+ * octets must follow the name, as type and class do in a question.
  */
 export function nameWord(octets: Uint8Array, start: number, end: number, index: number): number {
   const at = start + 4 * index

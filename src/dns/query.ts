@@ -9,7 +9,10 @@ export class Query {
   flags = 0
   opcode = 0
   questionCount = 0
-  /** The question's name stands in the message from octet 12 to here; 0 where there is not one readable question. */
+  /**
+   * The question's name stands in the message from octet 12 to here; 0 where there is not one readable
+   * question.
+   */
   nameEnd = 0
   type = 0
   class = 0

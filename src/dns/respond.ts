@@ -1,6 +1,6 @@
 /**
- * One query in, one reply out, over octets: the guards, the look-up, the turn of the cursor, the copy. There is one path for
- * all queries, and none of it allocates: what has to be remembered stands in the context.
+ * Answers one query: guards, look-up, turn of the cursor, copy. All queries take this one path. It allocates
+ * nothing: whatever must be remembered is kept in the context.
  */
 import type { Transport } from '../address.ts'
 import { NO_REPLY } from '../protocols.ts'
@@ -21,7 +21,9 @@ import { parseQuery, Query } from './query.ts'
 import { type Lots, policies, turnWindows } from './rotation.ts'
 import { CLASS, FLAG, HEADER_OCTETS, IXFR, OPT_OCTETS, RCODE, TYPE } from './wire.ts'
 
-/** Our EDNS size: fits an IPv6 path of 1280 octets, as the DNS Flag Day 2020 has it. A client's own is capped at it. */
+/**
+ * Our EDNS size fits an IPv6 path of 1280 octets (DNS Flag Day 2020). A client's own size is capped at it.
+ */
 const EDNS_UDP_OCTETS = 1232
 /** RFC 1035 4.2.1, without EDNS. */
 const PLAIN_UDP_OCTETS = 512
@@ -32,10 +34,10 @@ const MAX_POINTER = 0x3fff
 const QUERY = 0
 /** Shorter copies are faster octet by octet. */
 const SHORT_COPY_OCTETS = 48
-/** No record has fewer that rotates: that is an A. */
+/** The size of an A record, the smallest that rotates. */
 const MIN_RECORD_OCTETS = 16
 
-/** Where a context counts what: queries by type (the last stands for all others), responses by rcode, and the rest. */
+/** Indices into the counters: queries by type, with one for all other types; responses by rcode; the rest. */
 export const COUNTERS = {
   type: 0,
   otherType: 258,
@@ -45,29 +47,32 @@ export const COUNTERS = {
   words: 278,
 } as const
 
-/** What `respond` needs beside the message. Each thread has its own for each transport. */
+/** What `respond` needs besides the message. Each thread has one for each transport. */
 export interface Context extends Lots {
   readonly transport: Transport
   zone: Zone
-  /** One for each rotating RRset, which outlives Snapshots: a change of membership does not start the order anew. */
+  /**
+   * One for each rotating RRset. They outlive Snapshots, so a change of membership does not restart the
+   * order.
+   */
   readonly cursors: Int32Array
-  /** For each endpoint and kind of RRset, how often it stood first. */
+  /** For each endpoint and kind of RRset: how often the endpoint was first in an answer. */
   firsts: Float64Array
   /** See `COUNTERS`. */
   readonly counters: Float64Array
   memory: Int32Array
-  /** The order of the answer in hand. */
+  /** The order of the current answer. */
   windows: Int32Array
   readonly query: Query
   readonly draft: Draft
 }
 
-/** What the reply in hand has so far. */
+/** What the current reply has so far. */
 class Draft {
   end = 0
-  /** Where the records have to end: behind them is room for the OPT. */
+  /** Where the records must end, so that the OPT has room behind them. */
   limit = 0
-  /** The RRset of the answer, 0 where there is none. */
+  /** The RRset of the answer, or 0 if there is none. */
   rrset = 0
   /** How many windows the order of the answer has. */
   windows = 0
@@ -104,8 +109,9 @@ export function useZone(context: Context, zone: Zone, firsts: Float64Array): voi
 }
 
 /**
- * Answers `input[0, length)` in `output`, and returns the length of the reply, or `NO_REPLY` where none is due. `output` is
- * `input` itself or does not overlap it. It has room for the largest reply: 1,232 octets over UDP, 65,535 over TCP.
+ * Answers `input[0, length)`: writes the reply into `output` and returns its length, or returns `NO_REPLY` if
+ * none is due. `output` may be `input`, and otherwise must not overlap it. It must have room for the largest
+ * reply: 1,232 octets over UDP, 65,535 over TCP.
  */
 export function respond(input: Uint8Array, length: number, output: Uint8Array, context: Context): number {
   const { query, draft, counters } = context
@@ -127,7 +133,7 @@ export function respond(input: Uint8Array, length: number, output: Uint8Array, c
 
   const refused = guard(query)
   const rcode = refused === RCODE.NOERROR ? look(output, context) : refused
-  // Only what is required has been written so far: what is optional has the room that this has left (RFC 2181 9).
+  // Only required records have been written so far. Optional ones get the room that is left (RFC 2181 9).
   if (query.nsid && draft.end + context.zone.nsidOctets <= draft.limit)
     draft.nsidOctets = context.zone.nsidOctets
   draft.limit -= draft.nsidOctets
@@ -149,24 +155,24 @@ function replyLimit({ transport, query }: Context): number {
     : PLAIN_UDP_OCTETS
 }
 
-/** The error that a query gets before anything is looked up, or NOERROR. */
+/** Returns the error that a query gets before anything is looked up, or NOERROR. */
 function guard(query: Query): number {
-  // RFC 6891 6.1.3: whatever else it asks, we could misunderstand it.
+  // RFC 6891 6.1.3. The rest of the message could mean something else in that version.
   if (query.edns && query.version > 0 && !query.malformed) return RCODE.BADVERS
   if (query.opcode !== QUERY) return RCODE.NOTIMP
-  // RFC 9619: one question. A query without one is only of use to DNS cookies, which we do not have.
+  // RFC 9619 allows one question. Only DNS cookies use a query without one, and we do not implement them.
   if (query.malformed || query.questionCount !== 1) return RCODE.FORMERR
   if (query.type === TYPE.AXFR || query.type === IXFR) return RCODE.REFUSED
   return query.class === CLASS.IN || query.class === CLASS.CH ? RCODE.NOERROR : RCODE.REFUSED
 }
 
-/** Writes the answer to the question; returns the rcode. */
+/** Writes the answer to the question, and returns the rcode. */
 function look(output: Uint8Array, context: Context): number {
   const { zone, query, draft } = context
   const { nameEnd, type } = query
   const hash = hashName(output, HEADER_OCTETS, nameEnd)
   if (query.class === CLASS.CH) return lookInChaos(output, hash, context)
-  // ANY has an entry of its own kind, and a name itself is entered under type 0.
+  // ANY has one entry for all names, and type 0 is that of the names themselves.
   if (type !== TYPE.ANY && type !== 0) {
     const entry = findEntry(zone, output, HEADER_OCTETS, nameEnd, hash, question(type, CLASS.IN))
     if (entry !== 0) return writeAnswer(output, entry, context)
@@ -180,14 +186,14 @@ function look(output: Uint8Array, context: Context): number {
     return RCODE.NXDOMAIN
   }
   const flags = zone.words[name + ENTRY.flags]!
-  // An apex that is itself a service still has its SOA and NS, which probes ask for: they were found above.
+  // If the service is the apex, its SOA and NS, which probes ask for, were already found above.
   if ((flags & PENDING) !== 0) return RCODE.SERVFAIL
   if (type === TYPE.ANY && (flags & HAS_RECORDS) !== 0) return writeAnswer(output, zone.any, context)
   writeSoa(output, zone, draft, nameEnd)
   return RCODE.NOERROR
 }
 
-/** RFC 4892: which server this is. There is no zone of class CH, and so no SOA for what it has not. */
+/** RFC 4892: which server this is. Class CH has no zone here, so its negative answers have no SOA. */
 function lookInChaos(output: Uint8Array, hash: number, context: Context): number {
   const { zone, query, draft } = context
   const type = query.type === TYPE.ANY ? TYPE.TXT : query.type
@@ -200,7 +206,7 @@ function lookInChaos(output: Uint8Array, hash: number, context: Context): number
   return RCODE.NOERROR
 }
 
-/** Where the apex stands within the question's name: at its end, where a label begins. 0 where it does not. */
+/** Returns where the apex begins within the question's name, or 0 if the name is outside the zone. */
 function apexStart(zone: Zone, output: Uint8Array, nameEnd: number): number {
   const apex = nameEnd - zone.apexOctets
   let at = HEADER_OCTETS
@@ -219,7 +225,10 @@ function isBelowPending(zone: Zone, output: Uint8Array, apex: number, nameEnd: n
   return false
 }
 
-/** The SOA of a negative answer (RFC 2308 3). Its pointers to the apex are moved to where that stands in this question. */
+/**
+ * Writes the SOA of a negative answer (RFC 2308 3). Its pointers are set to where the apex stands in this
+ * question.
+ */
 function writeSoa(output: Uint8Array, zone: Zone, draft: Draft, nameEnd: number): void {
   const { words } = zone
   draft.authoritative = true
@@ -231,14 +240,14 @@ function writeSoa(output: Uint8Array, zone: Zone, draft: Draft, nameEnd: number)
     return
   }
   copy(zone, start, start + octets, output, draft.end)
-  // A name has at most 255 octets: only the lower octet of a pointer changes.
+  // A name has at most 255 octets, so only the lower octet of a pointer changes.
   for (let i = 0; i < SOA_POINTERS.length; i++)
     output[draft.end + SOA_POINTERS[i]! + 1] = nameEnd - zone.apexOctets
   draft.end += octets
   draft.authorities = 1
 }
 
-/** Writes the records of an entry, as many as fit, and takes its turn; returns NOERROR. */
+/** Writes as many records of an entry as fit, takes its turn, and returns NOERROR. */
 function writeAnswer(output: Uint8Array, entry: number, context: Context): number {
   const { zone, draft, windows } = context
   const { words } = zone
@@ -265,7 +274,7 @@ function writeAnswer(output: Uint8Array, entry: number, context: Context): numbe
   return RCODE.NOERROR
 }
 
-/** Another thread may take the same turn meanwhile; then the order is made again with the next. */
+/** If another thread takes the same turn at the same time, the order is computed again for the next turn. */
 function takeTurn(entry: number, rrset: number, context: Context): void {
   const { zone, draft, transport, cursors } = context
   const { words } = zone
@@ -273,7 +282,7 @@ function takeTurn(entry: number, rrset: number, context: Context): void {
   for (;;) {
     const turn = Atomics.load(cursors, cursor)
     fit(rrset, arrange(rrset, turn >>> 0, context), context)
-    // A truncated answer will be asked for again over TCP: the turn is that one's.
+    // The client asks again over TCP, and that answer takes the turn.
     if (draft.truncated && transport === 'udp') return
     if (Atomics.compareExchange(cursors, cursor, turn, (turn + 1) | 0) === turn) break
   }
@@ -282,12 +291,12 @@ function takeTurn(entry: number, rrset: number, context: Context): void {
   context.firsts[counts + words[entry + ENTRY.count]!]!++
 }
 
-/** Writes the windows of the answer at this turn; returns how many records it has to have. */
+/** Writes the windows of the answer at this turn, and returns how many records the answer needs. */
 function arrange(rrset: number, turn: number, context: Context): number {
   const { zone, draft, windows } = context
   const { words } = zone
   const records = words[rrset + RRSET.records]!
-  // One more than can fit shows that the answer is truncated: the work does not grow with the rest.
+  // One record more than can fit is enough to see that the answer is truncated.
   const fitting = ((draft.limit - draft.end) / MIN_RECORD_OCTETS) | 0
   const taken = Math.min(records, zone.maxAnswers, fitting + 1)
   const policy = words[rrset + RRSET.policy]!
@@ -321,7 +330,7 @@ function fit(rrset: number, wanted: number, { zone, draft, windows }: Context): 
   draft.truncated = fitted < wanted
 }
 
-/** How many of the `count` records whose starts stand at `first` have room. */
+/** Returns how many of the `count` records whose starts stand at `first` have room. */
 function fittingRecords(words: Int32Array, first: number, count: number, room: number): number {
   const end = words[first]! + room
   if (words[first + count]! <= end) return count
@@ -341,13 +350,13 @@ const turnsOf = (words: Int32Array, rrset: number): number =>
 const placesOf = (words: Int32Array, rrset: number): number =>
   turnsOf(words, rrset) + words[rrset + RRSET.turns]!
 
-/** Which record stands at this position, as the ring is stored twice. */
+/** Converts a position to the index of its record, since the ring is stored twice. */
 function storedIndex(words: Int32Array, rrset: number, position: number): number {
   const ring = words[rrset + RRSET.ring]!
   return position < ring ? position : position - ring
 }
 
-/** The addresses of the names in the answer, in its order: as many as fit. */
+/** Writes as many addresses of the names in the answer as fit, in the order of the answer. */
 function writeGlue(output: Uint8Array, answerStart: number, context: Context): void {
   const { zone, draft, windows } = context
   const { rrset } = draft
@@ -371,7 +380,10 @@ function writeGlue(output: Uint8Array, answerStart: number, context: Context): v
   }
 }
 
-/** False where it does not fit. Its owner is a pointer to `name` where a pointer reaches there. */
+/**
+ * Returns false if the record does not fit. Its owner is a pointer to `name`, if a pointer can reach that
+ * far.
+ */
 function writeGlueRecord(output: Uint8Array, index: number, name: number, context: Context): boolean {
   const { zone, draft } = context
   const { rrset } = draft

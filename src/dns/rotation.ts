@@ -1,4 +1,4 @@
-/** The order of an RRset, answer by answer: pure; the cursor and the randomness are arguments. */
+/** The order of an RRset from answer to answer. Pure: the cursor and the randomness are arguments. */
 import type { Random } from '../clock.ts'
 
 /** What a policy may look at. */
@@ -9,24 +9,24 @@ export interface Candidate {
 
 /** A policy compiled for one set of candidates. */
 export interface Plan {
-  /** Indices into the candidates: how their records are stored. */
+  /** The order in which the records are stored, as indices into the candidates. */
   readonly order: readonly number[]
-  /** So many at the beginning of the order are a ring that takes turns; the others follow as they are. */
+  /** How many at the beginning of the order take turns, as a ring. The others follow in their order. */
   readonly ring: number
-  /** Where in the ring the answers start, one after the other. Empty where that is the ring itself. */
+  /** Where in the ring each answer starts, one after the other. Empty if that is the order of the ring. */
   readonly turns: readonly number[]
 }
 
 /** What an arrangement may use besides the RRset and the cursor. */
 export interface Lots {
   readonly random: Random
-  /** The numbers 0, 1, 2, … for as many as the largest RRset has. An arrangement leaves it as it found it. */
+  /** The numbers 0, 1, 2, …, as many as the largest RRset has. An arrangement must restore it. */
   readonly memory: Int32Array
 }
 
 /**
- * Writes the order of one answer, `taken` of `count` records, as windows into the stored records: for each its start
- * and how many records it has. Returns the number of windows.
+ * Writes the order of one answer, `taken` of `count` records, as windows into the stored records: for each
+ * its start and how many records it has. Returns the number of windows.
  */
 type Arrange = (count: number, taken: number, cursor: number, lots: Lots, windows: Int32Array) => number
 
@@ -35,7 +35,7 @@ export interface Policy {
   /** Whether `activeConnections` makes a difference to `compile`. */
   readonly readsLoad: boolean
   compile(candidates: readonly Candidate[]): Plan
-  /** In place of turns: each answer is arranged anew. The plan's ring is then 0. */
+  /** Arranges each answer anew, instead of taking turns. The ring of the plan must then be 0. */
   readonly arrange?: Arrange
 }
 
@@ -58,8 +58,8 @@ const random: Policy = {
   name: 'random',
   readsLoad: false,
   compile: candidates => ({ order: indices(candidates.length), ring: 0, turns: [] }),
-  // Fisher–Yates, ended as soon as the first `taken` are drawn. Then the swaps are undone, so that an answer costs
-  // as much as it is long, not as much as there are endpoints.
+  // Fisher–Yates, ended as soon as the first `taken` are drawn. Then the swaps are undone, so that an answer
+  // costs as much as it is long, not as much as there are endpoints.
   arrange(count, taken, _cursor, { random, memory }, windows) {
     for (let i = 0; i < taken; i++) {
       const j = i + Math.floor(random() * (count - i))
@@ -82,7 +82,9 @@ const weighted: Policy = {
   compile: candidates => wholeRing(candidates.length, smoothTurns(candidates.map(({ weight }) => weight))),
 }
 
-/** The fewest active connections first; those with equally few take turns. A load not known yet counts as 0. */
+/**
+ * The fewest active connections first; those with equally few take turns. A load not known yet counts as 0.
+ */
 const leastLoaded: Policy = {
   name: 'least-loaded',
   readsLoad: true,
@@ -98,8 +100,8 @@ const leastLoaded: Policy = {
 export const policies: readonly Policy[] = [cyclic, random, weighted, leastLoaded]
 
 /**
- * The order of one answer that takes turns, as windows (see `Arrange`). The ring is stored twice in a row, so that it
- * is one window from wherever it starts; the other records follow behind.
+ * The order of one answer that takes turns, as windows (see `Arrange`). The ring is stored twice in a row, so
+ * that it is one window from wherever it starts; the other records follow behind.
  */
 export function turnWindows(ring: number, head: number, taken: number, windows: Int32Array): number {
   windows[0] = head
@@ -114,8 +116,8 @@ export function turnWindows(ring: number, head: number, taken: number, windows: 
  * One full period of smooth weighted round robin, as nginx does it: each turn every weight is added to its
  * credit, the largest credit has the turn and pays the sum. Weights 5, 1, 1 give 0 0 1 0 2 0 0.
  *
- * Those of equal weight have turns one after the other, so only the next of each weight is compared: the work is a
- * turn times the number of different weights, not of endpoints.
+ * Those of equal weight have turns one after the other, so only the next of each weight is compared: the work
+ * is a turn times the number of different weights, not of endpoints.
  */
 export function smoothTurns(weights: readonly number[]): number[] {
   const divisor = weights.reduce(greatestDivisor, 0)

@@ -1,4 +1,4 @@
-/** The wire form of DNS (RFC 1035): the numbers that have names, and a writer of octets. */
+/** The wire format of DNS (RFC 1035): its numbers, and a writer of octets. */
 
 export const HEADER_OCTETS = 12
 /** A compression pointer to the name of the question, which stands right behind the header. */
@@ -60,7 +60,7 @@ export const OPT_OCTETS = 11
 
 const typeNames = new Map(Object.entries(TYPE).map(([name, code]) => [code as number, name]))
 const rcodeNames = new Map(Object.entries(RCODE).map(([name, code]) => [code as number, name]))
-/** For metrics: types that have no name here are one, so that clients cannot make labels. */
+/** For metrics. All types without a name share one, so that clients cannot create labels. */
 export const typeName = (type: number): string => typeNames.get(type) ?? 'other'
 export const rcodeName = (rcode: number): string => rcodeNames.get(rcode) ?? 'other'
 
@@ -204,7 +204,9 @@ export class Writer {
     for (let i = start; i < end; i++) this.octets[this.length++] = name.charCodeAt(i)
   }
 
-  /** The data of a record. Names in it become pointers where RFC 3597 4 allows that: not the target of an SRV. */
+  /**
+   * The data of a record. Names in it become pointers where RFC 3597 4 allows that: not the target of an SRV.
+   */
   rdata({ address, ns, soa, srv, texts }: Rdata, question: string): void {
     if (address !== undefined) this.address(address)
     if (ns !== undefined) this.name(ns, question)
@@ -249,7 +251,7 @@ function endsAtLabel(whole: string, name: string, start: number): boolean {
   return whole.endsWith(name.slice(start))
 }
 
-/** Not `address.ts`, which needs node:net to parse what a user writes: these are known to be IP addresses. */
+/** `address.ts` is not used here, because it imports node:net. These are known to be IP addresses. */
 export const isIpv6 = (address: string): boolean => address.includes(':')
 
 /** The eight 16-bit numbers of an IPv6 address, whose last two may be written as IPv4. */

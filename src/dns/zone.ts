@@ -1,4 +1,4 @@
-/** What stands in the zone, as plain data, in parts: that of the zone itself, and two for each service. */
+/** The content of the zone as plain data, in parts: one for the zone itself, and two for each service. */
 import type { EndpointStatus, Snapshot } from '../endpoints/pool.ts'
 import type { Policy } from './rotation.ts'
 import { CLASS, ipv6Groups, isIpv6, type Rdata, TYPE } from './wire.ts'
@@ -22,8 +22,8 @@ export interface Rotation {
 }
 
 /**
- * The records of one type at one name. RRsets with the same `records` object are encoded once: their names are equally
- * long and differ only in front of the names of their glue.
+ * The records of one type at one name. RRsets with the same `records` object are encoded once: their names
+ * are equally long and differ only in front of the names of their glue.
  */
 export interface RRset {
   readonly name: string
@@ -37,9 +37,9 @@ export interface RRset {
 }
 
 export interface Part {
-  /** Names that exist also where they hold nothing, since one below them does (RFC 4592 2.2.2). */
+  /** Names that exist even if they have no records, because a name below them exists (RFC 4592 2.2.2). */
   readonly names: readonly string[]
-  /** The service waits for its first check round: what is at and below its name is not known yet. */
+  /** A service that waits for its first check round. What is at and below its name is not known yet. */
   readonly pending: string | undefined
   readonly rrsets: readonly RRset[]
 }
@@ -59,7 +59,7 @@ export interface ZoneOptions {
   readonly version: string
 }
 
-/** RFC 1912 2.2 has longer ones; nobody transfers this zone. */
+/** RFC 1912 2.2 recommends longer times, but this zone is never transferred. */
 const SOA_TIMES = { refresh: 3600, retry: 600, expire: 86400 }
 /** The name of the zone's one NS, and the mailbox of who answers for the zone. */
 export const nameServer = (apex: string): string => `ns.${apex}`
@@ -102,8 +102,8 @@ export function basePart(options: ZoneOptions, serial: number): Part {
 }
 
 /**
- * RFC 8482 4.2: a synthesised HINFO in place of everything, at whatever name. No query finds it by itself, since class
- * 0 is refused.
+ * RFC 8482 4.2: a synthesised HINFO in place of everything, at whatever name. No query finds it by itself,
+ * since class 0 is refused.
  */
 const minimalAny = (apex: string, ttl: number): RRset => ({
   name: apex,
@@ -174,7 +174,9 @@ export function servicePart(options: ZoneOptions, snapshot: Snapshot, places: Pl
   return { names, pending: undefined, rrsets }
 }
 
-/** The names of the endpoints themselves, which stand as long as the endpoint is known, whatever its state. */
+/**
+ * The names of the endpoints themselves, which stand as long as the endpoint is known, whatever its state.
+ */
 export function hostsPart({ ttlSeconds: ttl }: ZoneOptions, { service, ready, endpoints }: Snapshot): Part {
   const rrsets = endpoints.map(({ address, family }) => ({
     name: hostName(address, service),

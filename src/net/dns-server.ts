@@ -4,7 +4,10 @@ import { bindAll, openTcp, openUdp } from './bind.ts'
 import { DnsTcp } from './dns-tcp.ts'
 import { DnsUdp } from './dns-udp.ts'
 
-/** Answers one message, or undefined where none is due. The reply stands until the next call. Must not throw. */
+/**
+ * Returns the reply to one message, or undefined if none is due. The next call overwrites the reply. It must
+ * not throw.
+ */
 export type Answerer = (message: Buffer, transport: Transport) => Uint8Array | undefined
 
 interface DnsListener {
@@ -14,7 +17,9 @@ interface DnsListener {
 
 export interface DnsListenOptions {
   readonly listen: readonly SocketAddress[]
-  /** A TCP connection on which no whole query came, or no answer could be delivered, for this long is closed. */
+  /**
+   * A TCP connection on which no whole query came, or no answer could be delivered, for this long is closed.
+   */
   readonly tcpIdleMs?: number
   readonly tcpMaxConnections?: number
   /** Called for each reply that UDP could not send. */

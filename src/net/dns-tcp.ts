@@ -1,4 +1,6 @@
-/** DNS over TCP: dns2's server, with the handling of connections replaced by our own (ARCHITECTURE, "dns2"). */
+/**
+ * DNS over TCP: dns2's server, with the handling of connections replaced by our own (ARCHITECTURE, "dns2").
+ */
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import { TCPServer } from 'dns2'
@@ -6,7 +8,7 @@ import { HEADER_OCTETS } from '../dns/wire.ts'
 import { untilDeadline } from '../lifecycle.ts'
 import type { Answerer } from './dns-server.ts'
 
-/** Queries of one connection answered before others have their turn. */
+/** How many queries of one connection are answered before other connections get their turn. */
 const QUERIES_A_TURN = 64
 const MAX_CHUNKS = 256
 const NOTHING = Buffer.alloc(0)
@@ -45,10 +47,10 @@ export class DnsTcp extends TCPServer {
 class Conversation {
   readonly client: Socket
   readonly #answer: Answerer
-  readonly #patience: NodeJS.Timeout
+  readonly #idleTimer: NodeJS.Timeout
   #chunks: Buffer[] = []
   #octets = 0
-  /** Of the message under way, without its prefix. */
+  /** The octets of the message that is arriving, without its prefix. */
   #expected: number | undefined
   #ended = false
   #pumping: NodeJS.Immediate | undefined
@@ -56,12 +58,12 @@ class Conversation {
   constructor(client: Socket, answer: Answerer, idleMs: number) {
     this.client = client
     this.#answer = answer
-    // Restarted by whole messages only: a client that sends an octet at a time does not live for ever.
-    this.#patience = setTimeout(() => client.destroy(), idleMs)
+    // Only whole messages restart it. Otherwise a client could hold a connection with one octet at a time.
+    this.#idleTimer = setTimeout(() => client.destroy(), idleMs)
     client.setNoDelay(true)
     client.on('error', () => client.destroy())
     client.on('close', () => {
-      clearTimeout(this.#patience)
+      clearTimeout(this.#idleTimer)
       clearImmediate(this.#pumping)
     })
     client.on('drain', () => this.#pump())
@@ -74,7 +76,7 @@ class Conversation {
     })
   }
 
-  /** No more queries: what has come whole is answered, then the connection ends. */
+  /** Takes no more queries: those that have arrived whole are answered, and then the connection ends. */
   finish(): void {
     this.#ended = true
     this.#pump()
@@ -84,13 +86,14 @@ class Conversation {
     const { client } = this
     if (this.#pumping || client.destroyed) return
     for (let turn = 0; turn < QUERIES_A_TURN; turn++) {
-      // What the client does not read is not made: no buffering beyond the stream's own.
+      // No answer is written for a client that does not read: nothing is buffered beyond the stream's own
+      // buffer.
       if (client.writableNeedDrain) return void client.pause()
       const query = this.#take()
       if (!query) return void (this.#ended ? client.end() : client.resume())
       const reply = this.#answer(query, 'tcp')
       if (query.length < HEADER_OCTETS) return void client.destroy()
-      this.#patience.refresh()
+      this.#idleTimer.refresh()
       if (reply) client.write(frame(reply))
     }
     client.pause()

@@ -23,7 +23,8 @@ export class DnsUdp extends UDPServer {
   }
 
   override handle(query: Buffer, { address, port }: RemoteInfo): void {
-    // To port 0 nothing can be sent: `send` would throw. And a reply that would only be queued may be dropped.
+    // To port 0 nothing can be sent: `send` would throw. And a reply that would only be queued may be
+    // dropped.
     const unanswerable = port === 0 || this.getSendQueueSize() > MAX_QUEUED_OCTETS
     const reply = this.#answer(unanswerable ? NO_MESSAGE : query, 'udp')
     // A copy, since the socket may send it after the next has been written.

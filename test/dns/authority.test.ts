@@ -76,7 +76,7 @@ describe('the authority', () => {
     }
   })
 
-  test('goes on with the cycle where a Snapshot changes nothing, and forgets who has gone', () => {
+  test('continues the cycle if a Snapshot changes nothing, and forgets departed endpoints', () => {
     const { authority: server, ask } = authority()
     const first = () => ask(query(SERVICE, TYPE.A)).addresses[0]
     server.update(snapshot(['10.0.0.1', '10.0.0.2', '10.0.0.3']))
@@ -159,7 +159,7 @@ describe('the authority', () => {
     )
   })
 
-  test('compiles only the service that has changed, and only where that makes a difference to its records', () => {
+  test('compiles only the service that changed, and only if its records differ', () => {
     const services = Array.from({ length: 10 }, (_, i) => `s${i}.${APEX}`)
     const { authority: server, compiled, ask } = authority(services)
     assert.deepEqual(compiled.splice(0), services)
@@ -179,7 +179,7 @@ describe('the authority', () => {
     assert.equal(ask(query(`10-0-1-244.${service}`, TYPE.A)).answers.length, 1)
   })
 
-  test('compiles a service whose load has changed under a policy that reads it, and the serial stays', () => {
+  test('compiles a service whose load changed under a policy that reads it, and keeps the serial', () => {
     const { authority: server, compiled, ask } = authority([SERVICE], { policy: policy('least-loaded') })
     const loads = (...list: number[]) =>
       snapshot(list.map((activeConnections, i) => endpoint(`10.0.0.${i}`, { activeConnections })))
@@ -194,7 +194,7 @@ describe('the authority', () => {
     assert.deepEqual(compiled, [SERVICE])
   })
 
-  test('has its serial from the time that it is given', () => {
+  test('takes its serial from the clock that it receives', () => {
     const { authority: server, clock } = authority()
     assert.equal(server.serial, 1_800_000_000)
     clock.setWall(1_900_000_000.5)

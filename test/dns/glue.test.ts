@@ -24,7 +24,7 @@ test('a wildcard stands for the addresses of its family, without loopback', () =
   assert.deepEqual(reachableAddresses('0.0.0.0', interfaces), ['192.0.2.7', '10.53.0.2'])
 })
 
-test('the IPv6 wildcard stands for those of IPv6, without loopback and without link-local ones (fe80::/10)', () => {
+test('the IPv6 wildcard stands for those of IPv6, without loopback and link-local ones (fe80::/10)', () => {
   assert.deepEqual(reachableAddresses('::', interfaces), ['2001:db8::7', 'fec0::1', 'fd00::7'])
 })
 

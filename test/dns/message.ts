@@ -1,4 +1,6 @@
-/** DNS messages made octet by octet and asked over real sockets, and the zone they are asked of; for tests. */
+/**
+ * DNS messages made octet by octet and asked over real sockets, and the zone they are asked of; for tests.
+ */
 import assert from 'node:assert/strict'
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
@@ -160,7 +162,10 @@ interface ResponderOptions extends Partial<ZoneOptions> {
   readonly allocate?: (octets: number) => ArrayBufferLike
 }
 
-/** The parts of a zone with these services, where an endpoint's counts stand in the order of the first Snapshot. */
+/**
+ * The parts of a zone with these services, where an endpoint's counts stand in the order of the first
+ * Snapshot.
+ */
 export function parts(snapshots: readonly Snapshot[], options: ZoneOptions, serial = 7) {
   const places = new Map<string, number>()
   const firstCount = (address: string) => {
@@ -270,7 +275,9 @@ export async function udpClient(t: TestContext, port: number) {
   }
 }
 
-/** A TCP client; `next` gives the messages in the order they come, and undefined once the server has ended. */
+/**
+ * A TCP client; `next` gives the messages in the order they come, and undefined once the server has ended.
+ */
 export async function tcpClient(t: TestContext, port: number) {
   const socket: Socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
   t.after(() => socket.destroy())

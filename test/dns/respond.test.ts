@@ -129,7 +129,7 @@ describe('the guards', () => {
     }
   })
 
-  test('answer FORMERR with the question to a query cut behind it, and to one that claims more than it has', () => {
+  test('answer FORMERR with the question to a query that is cut behind it', () => {
     const whole = ednsQuery(SERVICE, TYPE.A, { rdata: NSID })
     const questionEnd = query(SERVICE, TYPE.A).length
     for (let length = questionEnd; length < whole.length; length++) {
@@ -271,7 +271,7 @@ describe('EDNS', () => {
     assert.equal(ask(ednsQuery(SERVICE, TYPE.A, {}, { flags: opcodeFlags(OPCODE.notify) })).opts.length, 1)
   })
 
-  test('versions above 0 get BADVERS whatever the opcode and the number of questions (RFC 6891 6.1.3)', () => {
+  test('versions above 0 get BADVERS, whatever the opcode and the questions (RFC 6891 6.1.3)', () => {
     for (let opcode = 0; opcode < 16; opcode++)
       for (const questionCount of [0, 1]) {
         const flags = opcodeFlags(opcode)
@@ -549,7 +549,7 @@ describe('the answer', () => {
     })
   })
 
-  test('of SRV has one record for each endpoint, whose target has its address, beside it and when asked', () => {
+  test('of SRV has a record for each endpoint; its target has the address, beside it and when asked', () => {
     for (const transport of ['udp', 'tcp']) {
       const reply = ask(query(`_echo._${transport}.${SERVICE}`, TYPE.SRV))
       assert.equal(reply.answers.length, 3)
@@ -739,7 +739,7 @@ describe('whatever comes', () => {
     { size: 65535, rdata: Buffer.concat([option(10, 'cookie01'), NSID]) },
   ]
 
-  test('100,000 mutated queries never throw: no reply, or one that can be read, of their id and within its limit', () => {
+  test('100,000 mutated queries never throw, and each reply can be read and is within its limit', () => {
     const random = seeded(2)
     const below = (n: number) => Math.floor(random() * n)
     const any = <T>(list: readonly T[]): T => list[below(list.length)]!
@@ -797,7 +797,7 @@ describe('whatever comes', () => {
     return octets
   }
 
-  test('20,000 messages of random octets as well', () => {
+  test('20,000 messages of random octets never throw, and each reply can be read', () => {
     const random = seeded(3)
     for (let i = 0; i < 20_000; i++) {
       const octets = Buffer.from(

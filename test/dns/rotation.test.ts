@@ -95,7 +95,7 @@ describe('weighted', () => {
     assert.deepEqual(smoothTurns([100, 100]), [0, 1])
   })
 
-  test('the turns are those of nginx, whatever the weights: the largest credit first, then the first endpoint', () => {
+  test('the turns are those of nginx: the largest credit first, then the first endpoint', () => {
     const random = seeded(61)
     for (let round = 0; round < 200; round++) {
       const weights = Array.from({ length: 1 + Math.floor(random() * 9) }, () => 1 + Math.floor(random() * 6))
@@ -158,7 +158,7 @@ describe('random', () => {
     return counts
   }
 
-  test('all 24 orders of 4 endpoints are equally likely (chi-square, 23 degrees of freedom, p > 0.001)', () => {
+  test('all 24 orders of 4 endpoints are equally likely (chi-square, 23 degrees, p > 0.001)', () => {
     const random = seeded(4)
     const counts = tally(24_000, () => pick(0, 4, random))
     assert.equal(counts.size, 24)
@@ -180,7 +180,7 @@ describe('random', () => {
     assert.ok(chiSquare(tally(24_000, unfair).values(), 24, 24_000) > 49.7)
   })
 
-  test('with --answers 2 all 20 ordered pairs of 5 are equally likely (19 degrees of freedom, p > 0.001)', () => {
+  test('with --answers 2 all 20 ordered pairs of 5 are equally likely (19 degrees, p > 0.001)', () => {
     const random = seeded(5)
     const pickOfFive = picker(policy('random'), equal(5))
     const counts = tally(20_000, () => pickOfFive(0, 2, random))

@@ -1,6 +1,7 @@
 /**
- * A DNS server in a process of its own, for tests that measure its memory or expect it to die. Started by `fork`
- * with `--expose-gc` and one argument of JSON; sends its ports, then its memory whenever it is sent anything.
+ * A DNS server in a process of its own, for tests that measure its memory or expect it to die. Started by
+ * `fork` with `--expose-gc` and one argument of JSON; sends its ports, then its memory whenever it is sent
+ * anything.
  */
 import { setImmediate } from 'node:timers/promises'
 import { createServer, Packet } from 'dns2'

@@ -290,14 +290,14 @@ describe('over TCP', { timeout: 60_000 }, () => {
     const tcp = await tcpClient(t, port)
     tcp.socket.write(Buffer.concat(Array.from({ length: 500 }, (_, id) => frame(withId(A, id)))))
     assert.equal((await tcp.next())?.readUInt16BE(), 0)
-    // Nobody reads while we are busy elsewhere; a server that does not wait would have made all of them.
+    // Nobody reads while we are busy elsewhere; a server that does not wait would have written all of them.
     const udp = await udpClient(t, port)
     for (let i = 0; i < 100; i++) await udp.send(A)
     assert.ok(made < 400, `${made} answers made ahead`)
     for (let id = 1; id < 500; id++) assert.equal((await tcp.next())?.readUInt16BE(), id)
   })
 
-  test('a client that asks on is served for as long as it likes, and only the idle one is closed', async t => {
+  test('a client that keeps asking is served on, and only the idle one is closed', async t => {
     const { port } = await serve(t, { tcpIdleMs: 1000 })
     const [busy, idle] = [await tcpClient(t, port), await tcpClient(t, port)]
     let idleEnded = false
@@ -308,7 +308,7 @@ describe('over TCP', { timeout: 60_000 }, () => {
     await busy.ask(A)
   })
 
-  test('of more connections than may be, the last is closed; another is served once one has ended', async t => {
+  test('a connection over the limit is closed, and another is served once one has ended', async t => {
     const { port } = await serve(t, { tcpMaxConnections: 2 })
     const [first, second] = [await tcpClient(t, port), await tcpClient(t, port)]
     for (const client of [first, second]) await client.ask(A)
@@ -348,7 +348,7 @@ describe('closing', { timeout: 60_000 }, () => {
     await once(udp, 'listening')
   })
 
-  test('answers what has come whole', async t => {
+  test('answers queries that have arrived whole', async t => {
     let made = 0
     const server = await serve(t, {}, message => {
       if (++made === 1) setImmediate(() => server.close(never))
@@ -440,7 +440,7 @@ describe('listening', () => {
 })
 
 describe('over UDP', { timeout: 60_000 }, () => {
-  test('a reply that cannot be sent is told, and the next query is answered', async t => {
+  test('a reply that cannot be sent is reported, and the next query is answered', async t => {
     const unsent: string[] = []
     let octets = 70_000
     const answer = responder([snapshot(addresses(3))])
@@ -467,7 +467,7 @@ describe('over UDP', { timeout: 60_000 }, () => {
     assert.deepEqual(udp.strays, [])
   })
 
-  test('while more replies wait than the kernel takes, queries are dropped, and none is sent', async t => {
+  test('while too many replies wait to be sent, queries are dropped without a reply', async t => {
     const seen: number[] = []
     const answer = responder([snapshot(addresses(3))])
     const server = new DnsUdp(
@@ -505,8 +505,8 @@ async function reaction(t: TestContext, port: number, message: Buffer): Promise<
 }
 
 /**
- * Each trap of dns2 in ARCHITECTURE: ours avoids it, and dns2 alone is in it. Where *dns2* improves, the second half
- * of a test fails; then the trap, and perhaps what avoids it, can go.
+ * Each trap of dns2 in ARCHITECTURE: ours avoids it, and dns2 alone is in it. Where *dns2* improves, the
+ * second half of a test fails; then the trap, and perhaps what avoids it, can go.
  */
 describe('dns2 canary, fails when dns2 improves or when we fall into its trap:', { timeout: 60_000 }, () => {
   type Reaction = Buffer | undefined
@@ -692,7 +692,8 @@ s.sendto(struct.pack('!HHHH', 0, int(sys.argv[1]), 8 + len(d), 0) + d, ('127.0.0
         closed = true
       })
       tcp.socket.write(flood)
-      // A socket that is not read learns that it was reset when it writes. To dns2 it would be a broken message.
+      // A socket that is not read learns that it was reset when it writes. To dns2 it would be a broken
+      // message.
       const knock = setInterval(() => kind === 'ours' && tcp.socket.write(Buffer.from([0])), 20)
       t.after(() => clearInterval(knock))
       let most = 0
