@@ -29,8 +29,10 @@ function authority(
       maxAnswers: Number.POSITIVE_INFINITY,
       serverId: 'test',
       version: '0',
+      clock: new VirtualClock(),
+      random: Math.random,
     },
-    { answered() {}, dropped() {}, failed: error => assert.fail(error) },
+    { failed: error => assert.fail(error) },
   )
   const endpoints = addresses.map<EndpointStatus>(address => ({
     address,
