@@ -4,8 +4,9 @@ ARG NODE_IMAGE=node:26-bookworm-slim
 FROM ${NODE_IMAGE} AS dependencies
 WORKDIR /app
 COPY package.json package-lock.json ./
+# Without the workspace, whose Node the image does not use. Optional packages are wanted: koffi's binary is one.
 # What a running program never reads is left out of the layer.
-RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund \
+RUN npm ci --omit=dev --workspaces=false --ignore-scripts --no-audit --no-fund \
   && find node_modules -type f \( -name '*.md' -o -name '*.d.ts' -o -name '*.d.mts' -o -name '*.map' \) -delete \
   && find node_modules -type d \( -name test -o -name tests -o -name example -o -name examples -o -name docs -o -name benchmarks -o -name .github \) -prune -exec rm -rf {} + \
   && find node_modules/koffi -type f ! -name '*.js' ! -name '*.cjs' ! -name package.json ! -name 'LICENSE*' -delete \
@@ -22,7 +23,7 @@ ENV NODE_COMPILE_CACHE=/app/.cache
 RUN install -d -o node -g node .cache
 USER node
 RUN node --input-type=module -e \
-    "for (const file of (await import('node:fs')).globSync('src/**/*.ts')) await import('/app/' + file)" \
+    "for (const file of (await import('node:fs')).globSync('src/*/**/*.ts')) await import('/app/' + file)" \
   && node src/cli.ts --version
 
 FROM ${NODE_IMAGE}

@@ -141,6 +141,7 @@ test('every version outside package.json is that of package.json', () => {
     ['package-lock.json', /"name": "roundelay",\n\s+"version": "([^"]+)"/g, 2],
     ['Dockerfile', /image\.version="([^"]+)"/g, 1],
     ['docker-compose.yml', /roundelay:(\d[\w.-]*)/g, 1],
+    ['docker-bake.hcl', /variable "VERSION" \{\n\s+default = "([^"]+)"/g, 1],
     ['README.md', /roundelay:(\d[\w.-]*\w)/g, 0],
     ...globSync('docs/**/*.md', { cwd: root }).map((path): [string, RegExp, number] => [
       path,
