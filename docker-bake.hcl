@@ -1,6 +1,7 @@
-# docker buildx bake           the image for this platform
-# docker buildx bake release   for both platforms, with SBOM and provenance; it needs a builder that can do them
-#                              (docker buildx create --use) and a registry: REGISTRY=ghcr.io/me/ … --push
+# docker buildx bake           builds the image for this platform
+# docker buildx bake release   builds it for both platforms, with SBOM and provenance. This needs a builder that
+#                              supports them (docker buildx create --use) and a registry: set REGISTRY, as in
+#                              REGISTRY=registry.example.com/me/ docker buildx bake release --push
 
 variable "VERSION" {
   default = "0.1.0"
@@ -10,7 +11,7 @@ variable "REGISTRY" {
   default = ""
 }
 
-# A group, since bake also reads docker-compose.yml, whose services are a group of this name.
+# Bake also reads docker-compose.yml, whose services would be the default group.
 group "default" {
   targets = ["image"]
 }

@@ -1,6 +1,6 @@
 /**
- * `npm pack` runs this before and after it: Node refuses TypeScript below node_modules, so the package holds JavaScript,
- * and a manifest without what is only for the checkout.
+ * `npm pack` runs this before and after it packs. Node refuses TypeScript below node_modules, so the package holds
+ * JavaScript, and its manifest has nothing that is only for the checkout.
  */
 import { execFileSync } from 'node:child_process'
 import { cpSync, existsSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
@@ -14,7 +14,7 @@ const dist = join(root, 'dist')
 /** The checkout's manifest, while that of the package is in its place. */
 const saved = join(root, '.package.json')
 
-/** Left out: what the checkout runs with, and `private`, which keeps the checkout itself from being published. */
+/** Among the others is `private`: the checkout must not be published, a package that was made from it may be. */
 const PUBLISHED = [
   'name',
   'version',

@@ -27,7 +27,7 @@ const isRoot = process.getuid?.() === 0
 // A program of another user must be able to read what is installed here.
 process.umask(0o022)
 
-/** The environment without what npm tells its scripts: another npm would work in the checkout. The PATH has our Node. */
+/** Without the variables of the npm that runs this: with them, another npm would work on the checkout. */
 const environment: NodeJS.ProcessEnv = {
   ...Object.fromEntries(
     Object.entries(process.env).filter(([name]) => !/^npm_(?!config_(registry|cache|cafile)$)/.test(name)),
@@ -172,7 +172,7 @@ describe('the published package', () => {
     assert.equal(await succeed(command, [...options, 'echo.roundelay.test', 'hello']), '[5 bytes] hello\n')
   })
 
-  test('inetd runs internal services, nowait and wait programs, those of tcpmux and those of another user', async t => {
+  test('inetd runs internal services, nowait and wait programs, and those of tcpmux and of another user', async t => {
     const [internal, datagram, nowait, wait, mux, other] = await freePorts(6)
     const me = userInfo().username
     const server = `${process.execPath} node ${command} echo --stdio`

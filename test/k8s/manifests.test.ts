@@ -85,7 +85,7 @@ test('the schema check finds unknown fields, wrong types and missing ones, where
 })
 
 test('kubectl apply -f k8s finds nothing but manifests, the namespace first', () => {
-  // Neither other files nor folders but one: kubectl does not go into folders.
+  // kubectl does not read the files of folders in it.
   const names = files.map(file => relative('k8s', file))
   assert.deepEqual(readdirSync(join(root, 'k8s')).sort(), [...names, 'extras'])
   assert.ok(!files.some(file => file.includes('kustomization')))
@@ -352,7 +352,7 @@ test('rollouts and disruptions leave enough: no pod goes before its successor is
     const budget = one('PodDisruptionBudget', deployment.metadata.name)
     const replicas = deployment.spec.replicas ?? one('HorizontalPodAutoscaler', 'echo').spec.minReplicas
     assert.ok(replicas > budget.spec.maxUnavailable)
-    // New pods are in the answer, and old ones go, only after this.
+    // Old pods end when the new ones are available, and by then those must be in the answer.
     const { checkInterval, checkTimeout, rise } = optionsOf('dns')
     assert.ok(deployment.spec.minReadySeconds * 1000 >= checkInterval * rise + checkTimeout)
   }
@@ -370,7 +370,7 @@ test('a client is not pinned to one DNS server, and the headless Service names t
   assert.equal(one('Service', 'echo').spec.clusterIP, 'None')
 })
 
-test('server-side and client-side apply write the same: no default is left out of what is replaced as a whole', () => {
+test('server-side apply can follow client-side apply: atomic structures contain their defaults', () => {
   // Atomic structures in which the API server fills in a default, each with the fields that must be written.
   const atomic: Record<string, readonly string[]> = {
     fieldRef: ['apiVersion', 'fieldPath'],
@@ -397,24 +397,24 @@ test('server-side and client-side apply write the same: no default is left out o
       for (const port of ports) assert.deepEqual(Object.keys(port), ['port', 'protocol'])
 })
 
-test('after a drain, new dns pods go to different nodes: those on their way out do not count', () => {
+test('new dns pods go to different nodes: outgoing pods do not count', () => {
   const { podAffinityTerm } = pod(one('Deployment', 'dns')).affinity.podAntiAffinity
     .preferredDuringSchedulingIgnoredDuringExecution[0]
   assert.deepEqual(podAffinityTerm.matchLabelKeys, ['pod-template-hash'])
 })
 
-test('the name server is the Service: it exists before the pods, which find its address in their environment', () => {
+test('the name server is the Service, which exists before the pods and is in their environment', () => {
   const index = (kind: string) => manifests.indexOf(one(kind, 'dns'))
   assert.ok(index('Service') < index('Deployment'))
   const { env } = container(one('Deployment', 'dns'))
   assert.ok(env.some((e: Manifest) => e.name === 'ROUNDELAY_NS_ADDRESS' && e.value === '$(DNS_SERVICE_HOST)'))
   assert.deepEqual(optionsOf('dns').nsAddress, [SERVICE_ADDRESS])
-  // Where the variable is not set, it stays as it is written: the program refuses it, it does not guess.
+  // Kubernetes leaves the name of a missing variable as it is written, and the program refuses that.
   const unset = { ROUNDELAY_NS_ADDRESS: '$(DNS_SERVICE_HOST)' }
   assert.throws(() => resolveOptions('dns', {}, unset), /ROUNDELAY_NS_ADDRESS/)
 })
 
-test('in a cluster of both families, all that a Service or a check reaches listens in both', () => {
+test('everything that a Service or a check reaches listens in both IP families', () => {
   for (const name of ['echo', 'dns'] as const) {
     assert.equal(one('Service', name).spec.ipFamilyPolicy, 'PreferDualStack')
     const { listen, admin } = optionsOf(name)
@@ -426,7 +426,7 @@ test('in a cluster of both families, all that a Service or a check reaches liste
   }
 })
 
-test('an admin address of [::] takes IPv4 as well, so one is enough for probes and checks of both families', async t => {
+test('an admin address of [::] accepts IPv4 as well, so one address is enough for both families', async t => {
   const { line } = start(t, ['echo', '--listen=127.0.0.1:0', '--admin=[::]:0'])
   const { admin } = await line('echo replica ready')
   for (const host of ['127.0.0.1', '[::1]'])
