@@ -31,7 +31,7 @@ function publishedManifest(checkout: Readonly<Record<string, unknown>>): object 
   const majors = Object.values<string>(optionalDependencies).map(version => Number.parseInt(version, 10))
   return {
     ...Object.fromEntries(PUBLISHED.map(key => [key, checkout[key]])),
-    man: './dist/roundelay.1',
+    man: ['./dist/roundelay.1'],
     engines: { node: `>=${Math.min(...majors)}` },
   }
 }

@@ -56,7 +56,9 @@ describe('the published package', () => {
   const folder = mkdtempSync(join(tmpdir(), 'roundelay-package-'))
   const installed = join(folder, 'user/node_modules/roundelay')
   const command = join(folder, 'user/node_modules/.bin/roundelay')
+  const quiet = ['--prefer-offline', '--no-audit', '--no-fund', '--no-update-notifier']
   let packed: readonly string[] = []
+  let tarball = ''
 
   before(async () => {
     // Other users must get into it, and mkdtemp lets nobody in.
@@ -74,8 +76,8 @@ describe('the published package', () => {
     assert.deepEqual(JSON.parse(readFileSync(join(copy, 'package.json'), 'utf8')), checkout)
     for (const name of ['dist', '.package.json']) assert.ok(!existsSync(join(copy, name)), name)
     const user = join(folder, 'user')
-    const quiet = ['--prefer-offline', '--no-audit', '--no-fund', '--no-update-notifier']
-    await succeed('npm', ['install', '--prefix', user, ...quiet, join(folder, filename)], {}, folder)
+    tarball = join(folder, filename)
+    await succeed('npm', ['install', '--prefix', user, ...quiet, tarball], {}, folder)
   })
   after(() => rmSync(folder, { recursive: true, force: true }))
 
@@ -96,7 +98,7 @@ describe('the published package', () => {
     const manifest = JSON.parse(readFileSync(join(installed, 'package.json'), 'utf8'))
     const { name, version, description, license, type, bin, files, dependencies } = checkout
     const shared = { name, version, description, license, type, bin, files, dependencies }
-    assert.deepEqual(manifest, { ...shared, man: './dist/roundelay.1', engines: { node: '>=26' } })
+    assert.deepEqual(manifest, { ...shared, man: ['./dist/roundelay.1'], engines: { node: '>=26' } })
   })
 
   test('no Node comes with it', () => {
@@ -107,6 +109,13 @@ describe('the published package', () => {
     )
     assert.ok(!existsSync(join(modules, '.bin/node')))
     assert.ok(!existsSync(join(modules, 'roundelay-node')))
+  })
+
+  test('npm install --global links the command and its man page', async () => {
+    const prefix = join(folder, 'global')
+    await succeed('npm', ['install', '--global', '--prefix', prefix, ...quiet, tarball], {}, folder)
+    assert.equal(await succeed(join(prefix, 'bin/roundelay'), ['--version']), `${checkout.version}\n`)
+    assert.match(readFileSync(join(prefix, 'share/man/man1/roundelay.1'), 'utf8'), /^\.TH ROUNDELAY 1 /)
   })
 
   test('the command says its version, and errors name lines of TypeScript where Node reads source maps', async () => {
