@@ -4,8 +4,8 @@ ARG NODE_IMAGE=node:26-bookworm-slim
 FROM ${NODE_IMAGE} AS dependencies
 WORKDIR /app
 COPY package.json package-lock.json ./
-# Without the workspace, whose Node the image does not use. Optional packages are wanted: koffi's binary is one.
-# What a running program never reads is left out of the layer.
+# The workspace is left out: the image does not use its Node. Optional packages are installed, since koffi's
+# binary is one. Files that a running program never reads are left out of the layer.
 RUN npm ci --omit=dev --workspaces=false --ignore-scripts --no-audit --no-fund \
   && find node_modules -type f \( -name '*.md' -o -name '*.d.ts' -o -name '*.d.mts' -o -name '*.map' \) -delete \
   && find node_modules -type d \( -name test -o -name tests -o -name example -o -name examples -o -name docs -o -name benchmarks -o -name .github \) -prune -exec rm -rf {} + \
@@ -17,8 +17,9 @@ WORKDIR /app
 COPY --from=dependencies /app/node_modules node_modules
 COPY package.json LICENSE ./
 COPY src src
-# Each file without its types, and as V8 compiles it: made once here, since a read-only root cannot keep it.
-# Node keeps one cache for each user id, so it is made by the user that will read it.
+# Node caches each file without its types, and as V8 compiles it. The cache is filled here, since a container
+# with a read-only root cannot do it. Node keeps a cache for each user id, so the user that will read it fills
+# it.
 ENV NODE_COMPILE_CACHE=/app/.cache
 RUN install -d -o node -g node .cache
 USER node
@@ -36,7 +37,7 @@ COPY --from=program /app .
 ENV NODE_COMPILE_CACHE=/app/.cache
 USER node
 EXPOSE 7007/tcp 7007/udp 5300/tcp 5300/udp 8080/tcp
-# Both servers have their admin port here; other verbs end before it matters.
+# Replica and DNS server have their admin port here. Other verbs end before the first check.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --start-interval=500ms --retries=2 \
   CMD ["node", "/app/src/cli.ts", "check", "http://127.0.0.1:8080/readyz"]
 ENTRYPOINT ["node", "/app/src/cli.ts"]

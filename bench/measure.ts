@@ -7,8 +7,8 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import { type LoadOptions, runLoad } from '../src/client/load.ts'
-import { totals } from '../src/client/report.ts'
+import { runLoad } from '../src/client/load.ts'
+import { type LoadOptions, totals } from '../src/client/tally.ts'
 
 const cli = fileURLToPath(new URL('../src/cli.ts', import.meta.url))
 /** USER_HZ, proc(5): the unit of times in /proc/PID/stat. */

@@ -1,6 +1,6 @@
 /** The book's server models, all in the same run, each beside the same model in C (peer.c). */
 import { httpGet } from '../src/client/http.ts'
-import type { LoadOptions } from '../src/client/load.ts'
+import type { LoadOptions } from '../src/client/tally.ts'
 import type { ModelName } from '../src/servers/service.ts'
 import {
   alternate,

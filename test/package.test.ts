@@ -141,6 +141,8 @@ test('every version outside package.json is that of package.json', () => {
     ['docker-compose.yml', /roundelay:(\d[\w.-]*)/g, 1],
     ['docker-bake.hcl', /variable "VERSION" \{\n\s+default = "([^"]+)"/g, 1],
     ['README.md', /roundelay:(\d[\w.-]*\w)/g, 0],
+    ['README.md', /roundelay-(\d[\w.-]*)\.tgz/g, 1],
+    ['docs/kubernetes.md', /newTag: (\d[\w.-]*\w)/g, 1],
     ...globSync('docs/**/*.md', { cwd: root }).map((path): [string, RegExp, number] => [
       path,
       /\broundelay:(\d[\w.-]*\w)/g,

@@ -1,4 +1,4 @@
-/** One echo at a time over UDP or TCP, with a timeout: what `send`, `check` and the health checks share. */
+/** One echo at a time over UDP or TCP, with a timeout: `send`, `check` and the health checks use it. */
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { connect } from 'node:net'
@@ -6,9 +6,9 @@ import { isIpv6, type SocketAddress, type Transport } from '../address.ts'
 
 export interface EchoSession {
   /**
-   * Sends `payload` and resolves with what came back: the next datagram, or as many octets of the stream
-   * as were sent. Rejects when nothing (or too little) comes in time, the peer refuses, or `signal` aborts.
-   * After a rejection the session is of no more use.
+   * Sends `payload` and resolves with the reply: the next datagram, or as many octets of the stream as were
+   * sent. Rejects when the peer refuses or closes, or when `signal` aborts before the reply is complete.
+   * After a rejection the session cannot be used any more.
    */
   exchange(payload: Buffer, signal: AbortSignal): Promise<Buffer>
   close(): void
@@ -18,14 +18,14 @@ export const openEcho = (
   transport: Transport,
   server: SocketAddress,
   signal: AbortSignal,
-): Promise<EchoSession> => (transport === 'udp' ? openUdp(server, signal) : openTcp(server, signal))
+): Promise<EchoSession> => (transport === 'udp' ? udpSession(server, signal) : tcpSession(server, signal))
 
-async function openUdp({ address, port }: SocketAddress, signal: AbortSignal): Promise<EchoSession> {
+async function udpSession({ address, port }: SocketAddress, signal: AbortSignal): Promise<EchoSession> {
   const socket = createSocket(isIpv6(address) ? 'udp6' : 'udp4')
-  // An ICMP error may come when nobody waits any more.
+  // An ICMP error may come after the exchange has ended.
   socket.on('error', () => {})
   try {
-    // Connected, so that only this server's datagrams arrive and a closed port is an error, not a silence.
+    // A connected socket receives only this server's datagrams, and learns that a port is closed.
     socket.connect(port, address)
     await once(socket, 'connect', { signal })
   } catch (error) {
@@ -35,7 +35,7 @@ async function openUdp({ address, port }: SocketAddress, signal: AbortSignal): P
   return {
     async exchange(payload, signal) {
       const reply = once(socket, 'message', { signal })
-      // Without a callback an error of `send` (too long, refused before) is swallowed.
+      // Without a callback `send` drops its errors: a payload that is too long, a port that refused before.
       socket.send(payload, error => error && socket.emit('error', error))
       return (await reply)[0] as Buffer
     },
@@ -43,7 +43,7 @@ async function openUdp({ address, port }: SocketAddress, signal: AbortSignal): P
   }
 }
 
-async function openTcp({ address, port }: SocketAddress, signal: AbortSignal): Promise<EchoSession> {
+async function tcpSession({ address, port }: SocketAddress, signal: AbortSignal): Promise<EchoSession> {
   const socket = connect({ host: address, port, noDelay: true })
   try {
     await once(socket, 'connect', { signal })
@@ -66,7 +66,7 @@ async function openTcp({ address, port }: SocketAddress, signal: AbortSignal): P
       socket.write(payload)
       try {
         while (received < payload.length) {
-          // What comes beyond that belongs to the next exchange, however TCP cuts it.
+          // TCP may deliver more in one piece: the rest belongs to the next exchange.
           const wanted = Math.min(payload.length - received, socket.readableLength)
           const chunk: Buffer | null = wanted > 0 ? socket.read(wanted) : socket.read()
           if (chunk) {

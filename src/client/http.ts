@@ -1,10 +1,13 @@
-/** One HTTP GET of a short text: what the probes and the table of `up` need, without the weight of fetch. */
+/**
+ * One HTTP GET of a short text, for the probes and the table of `up`. It costs less memory and time than
+ * fetch.
+ */
 import { get } from 'node:http'
 import { formatAddress, type SocketAddress } from '../address.ts'
 
 const MAX_BODY_OCTETS = 64 * 1024
 
-/** Rejects when there is no whole answer before `signal` aborts, or it is longer than 64 KiB. */
+/** Rejects when the answer is not complete before `signal` aborts, or is longer than 64 KiB. */
 export function httpGet(
   { address, port }: SocketAddress,
   path: string,

@@ -1,4 +1,4 @@
-/** What `load` sends: payloads that can be made, and checked, from an operation's number and a seed. Pure. */
+/** The payloads of `load`: computed, and compared, from an operation's number and a seed. Pure. */
 
 const SEQUENCE_OCTETS = 4
 const WINDOWS = 2 ** 16
@@ -6,7 +6,7 @@ const WINDOWS = 2 ** 16
 /** A payload is a window of a pool of pseudo-random octets; its first four are the operation's number. */
 export class Payloads {
   readonly size: number
-  /** Below four octets there is no room for a number: then all payloads are the same, and none is told from another. */
+  /** Below four octets there is no room for a number: all payloads are then the same. */
   readonly numbered: boolean
   readonly #pool: Buffer
 
@@ -24,7 +24,7 @@ export class Payloads {
     return payload
   }
 
-  /** The number that a reply says it has; undefined where it is too short for one. */
+  /** The number in a reply; undefined when the reply is too short to have one. */
   numberOf(reply: Buffer): number | undefined {
     return reply.length >= SEQUENCE_OCTETS ? reply.readUInt32BE() : undefined
   }
@@ -39,13 +39,16 @@ export class Payloads {
     return octets.compare(this.#pool, from, from + end - start, start, end) === 0
   }
 
-  /** Neighbours get windows far apart, so that a reply that is one operation off differs nearly everywhere. */
+  /**
+   * Successive numbers get windows far apart, so that the reply to another operation differs nearly
+   * everywhere.
+   */
   #window(n: number): number {
     return this.numbered ? Math.imul(n, 0x9e3779b1) >>> 16 : 0
   }
 }
 
-/** splitmix32: every seed is a good one, also 0. */
+/** splitmix32: every seed will do, also 0. */
 function randomOctets(length: number, seed: number): Buffer {
   const octets = Buffer.alloc(length + 4)
   for (let at = 0, state = seed; at < length; at += 4) {

@@ -1,5 +1,6 @@
-/** One look at a server, for health checks: does it answer as it should, and does it say that it drains? */
+/** One health check of a server: does it answer correctly, and does it say that it is draining? */
 import { randomBytes } from 'node:crypto'
+import { type Clock, systemClock } from '../clock.ts'
 import { openEcho } from './echo.ts'
 import { httpGet } from './http.ts'
 
@@ -13,12 +14,17 @@ export type ProbeResult =
 
 const NONCE_OCTETS = 16
 
-/** Never rejects: everything that can go wrong with a server is a result. Ends within `timeoutMs`. */
-export async function probe(target: ProbeTarget, timeoutMs: number): Promise<ProbeResult> {
+/** Never rejects: every failure of a server is a result. Ends within `timeoutMs`. */
+export async function probe(
+  target: ProbeTarget,
+  timeoutMs: number,
+  clock: Clock = systemClock,
+): Promise<ProbeResult> {
   const limit = new AbortController()
-  // A process that was held up (a busy machine, SIGSTOP) finds its timers due before it has read what came
-  // meanwhile: the answer gets one turn of the event loop before the server is blamed.
-  const timer = setTimeout(() => setImmediate(() => limit.abort()), timeoutMs)
+  // After a pause of this process (a busy machine, SIGSTOP) its timers run before it has read what came
+  // meanwhile. The answer gets one more turn of the event loop, so that the server is not blamed for our
+  // delay.
+  const cancelTimeout = clock.after(timeoutMs, () => setImmediate(() => limit.abort()))
   try {
     return target.kind === 'http'
       ? await probeHttp(target, limit.signal)
@@ -27,7 +33,7 @@ export async function probe(target: ProbeTarget, timeoutMs: number): Promise<Pro
     const detail = limit.signal.aborted ? `no answer within ${timeoutMs} ms` : (error as Error).message
     return { ok: false, detail, draining: false }
   } finally {
-    clearTimeout(timer)
+    cancelTimeout()
   }
 }
 
@@ -52,7 +58,7 @@ async function probeHttp(target: ProbeTarget & { kind: 'http' }, limit: AbortSig
   return judge(statusCode, body)
 }
 
-/** 2xx is well. Our own `/readyz` also says why not, and how many connections are open. */
+/** 2xx is a pass. Our own `/readyz` also tells the reason of a failure, and how many connections are open. */
 function judge(statusCode: number, body: string): ProbeResult {
   const { status, connections } = readStatus(body)
   const detail = `HTTP ${statusCode}`
@@ -67,7 +73,7 @@ function readStatus(body: string): { status?: string; connections?: number } {
   try {
     const { status, connections } = JSON.parse(body)
     return {
-      // It stands in logs and on terminals: nothing but a short line.
+      // It appears in logs and on terminals, so only a short printable line is accepted.
       ...(typeof status === 'string' && /^[\x20-\x7e]{1,40}$/.test(status) && { status }),
       ...(Number.isSafeInteger(connections) && connections >= 0 && { connections }),
     }

@@ -1,75 +1,26 @@
-/** What a run of `load` found, and how people and programs are told. Pure. */
+/** The report of a run of `load`, as text and as JSON. Pure. */
 import type { RecordableHistogram } from 'node:perf_hooks'
 import { formatAddress } from '../address.ts'
-import type { LoadOptions } from './load.ts'
-
-/** Operations by their end; connections that failed. */
-export interface Counts {
-  done: number
-  /** No reply in time, or the connection broke with the operation in flight. */
-  lost: number
-  /** Octets that differ, or that nobody asked for. */
-  wrong: number
-  /** Over UDP, a reply that came after its operation had been lost: it is no longer counted there. */
-  late: number
-  /** Connections that could not be opened, broke or were given up. */
-  failed: number
-}
-
-/** All that went to one address. */
-export interface ReplicaResult extends Counts {
-  readonly address: string
-  /** Times that it was chosen for a connection, whether that could be opened or not. */
-  connections: number
-  /** Of what was done, in nanoseconds. */
-  readonly latency: RecordableHistogram
-}
-
-/** What is known while it runs. */
-export interface LoadProgress {
-  /** From the first operation to the end of sending, or to the last reply where that came later. */
-  readonly elapsedMs: number
-  /** With a rate: operations sent more than 1 ms after they were due. */
-  readonly behind: number
-  /** With a rate: operations that were due and never sent. */
-  readonly unsent: number
-  readonly failedLookUps: number
-  /** Why connections failed, and how many for each. */
-  readonly reasons: Readonly<Record<string, number>>
-  /** Every address that stood in an answer. */
-  readonly replicas: readonly ReplicaResult[]
-}
-
-export interface LoadResult extends LoadProgress {
-  /** That of all replicas. */
-  readonly latency: RecordableHistogram
-}
-
-const counted = ['done', 'lost', 'wrong', 'late', 'failed'] as const
-
-export function totals({ replicas, failedLookUps }: LoadProgress): Counts {
-  const sum = { done: 0, lost: 0, wrong: 0, late: 0, failed: failedLookUps }
-  for (const replica of replicas) for (const name of counted) sum[name] += replica[name]
-  return sum
-}
-
-/** What makes exit code 1. */
-export function isFailure(result: LoadResult): boolean {
-  const { done, lost, wrong } = totals(result)
-  return done === 0 || lost > 0 || wrong > 0
-}
+import {
+  type Counts,
+  countNames,
+  type LoadOptions,
+  type LoadProgress,
+  type LoadResult,
+  totals,
+} from './tally.ts'
 
 export interface Evenness {
-  /** Pearson's χ² against equal shares. If each choice were a fair dice, it would be near its degrees of freedom. */
+  /** Pearson's χ² against equal shares. For fair random choices it is near its degrees of freedom. */
   readonly chiSquare: number
   readonly degreesOfFreedom: number
   readonly maxOverMean: number
 }
 
 /**
- * How even counts are; undefined where there is nothing to share. `load` asks it of the connections opened for each
- * replica, since those are the choices that DNS made: all operations of a connection go where it went, so they are not
- * independent, and χ² over them would cry wolf.
+ * How even counts are; undefined when all are 0. `load` uses it on the connections that were opened for each
+ * replica, since DNS chose their addresses. All operations of a connection go to the same address: they are
+ * not independent, and χ² of them would report unevenness that is not there.
  */
 export function evenness(counts: readonly number[]): Evenness | undefined {
   const mean = counts.reduce((sum, count) => sum + count, 0) / counts.length
@@ -81,7 +32,7 @@ export function evenness(counts: readonly number[]): Evenness | undefined {
   }
 }
 
-/** In milliseconds; undefined where nothing was done. */
+/** In milliseconds; undefined when no operation was done. */
 function latencyMs(latency: RecordableHistogram) {
   if (latency.count === 0) return undefined
   const at = (percent: number) => round(latency.percentile(percent) / 1e6)
@@ -91,7 +42,10 @@ function latencyMs(latency: RecordableHistogram) {
 const perSecond = (count: number, elapsedMs: number) => (elapsedMs > 0 ? (count * 1000) / elapsedMs : 0)
 const round = (value: number) => Math.round(value * 1000) / 1000
 
-/** One object for programs: options, counts, times in milliseconds, shares from 0 to 1; null where nothing was done. */
+/**
+ * One object for programs: options, counts, times in milliseconds, shares from 0 to 1. A latency is null when
+ * no operation was done.
+ */
 export function toJson(options: LoadOptions, result: LoadResult) {
   const { elapsedMs, behind, unsent, failedLookUps, reasons, replicas } = result
   const { dns, size, rate, ...rest } = options
@@ -119,7 +73,7 @@ export function toJson(options: LoadOptions, result: LoadResult) {
   }
 }
 
-/** The same as text for people. */
+/** The same report for people. */
 export function toText(options: LoadOptions, result: LoadResult): string {
   const { replicas, elapsedMs, behind, unsent, reasons } = result
   const failures = Object.entries(reasons).map(([reason, count]) => `${thousands(count)} ${reason}`)
@@ -137,41 +91,40 @@ export function toText(options: LoadOptions, result: LoadResult): string {
     return [address, thousands(connections), thousands(done), share.toFixed(1), ...[p50, p99, max].map(fixed)]
   })
   return [
-    what(options),
+    describe(options),
     `${rate} for ${(elapsedMs / 1000).toFixed(1)} s: ${countsText(sum)}`,
     ...(failures.length > 0 ? [`failed for: ${failures.join(', ')}`] : []),
     ...(options.rate > 0
-      ? [`${thousands(behind)} were sent over 1 ms behind their time, ${thousands(unsent)} never`]
+      ? [`${thousands(behind)} were sent more than 1 ms after they were due, ${thousands(unsent)} never`]
       : []),
     ...(latency.length > 0 ? [`latency in ms: ${latency.join('  ')}`] : []),
     '',
     ...tableLines([header, ...rows]),
-    ...(even
-      ? [
-          '',
-          `evenness of connections: χ² ${even.chiSquare.toFixed(2)} (degrees of freedom: ${even.degreesOfFreedom}), max/mean ${even.maxOverMean.toFixed(2)}`,
-        ]
-      : []),
+    ...(even ? ['', evennessText(even)] : []),
     '',
   ].join('\n')
 }
 
-/** One short line while it runs; `before` is what was done a second earlier. */
+/** One short line during the run; `before` is how many operations were done a second earlier. */
 export function toProgress(progress: LoadProgress, before: number): string {
   const sum = totals(progress)
   const seconds = Math.round(progress.elapsedMs / 1000)
   return `${seconds} s: ${thousands(sum.done - before)} operations/s; ${countsText(sum)}`
 }
 
-function what(options: LoadOptions): string {
+function describe(options: LoadOptions): string {
   const { transport, host, port, connections, outstanding, size, rate, resolve, newConnection } = options
   const pace = rate > 0 ? `open loop of ${thousands(rate)}/s` : 'closed loop'
   const each = newConnection ? 'each operation on a new one' : `up to ${outstanding} in flight on each`
-  return `${transport} ${host} port ${port}, ${size} octets, ${pace}, ${connections} connections, ${each}, resolve ${resolve}`
+  const flows = `${connections} connections, ${each}, resolve ${resolve}`
+  return `${transport} ${host} port ${port}, ${size} octets, ${pace}, ${flows}`
 }
 
+const evennessText = ({ chiSquare, degreesOfFreedom, maxOverMean }: Evenness): string =>
+  `evenness of connections: χ² ${chiSquare.toFixed(2)} (degrees of freedom: ${degreesOfFreedom}), ` +
+  `max/mean ${maxOverMean.toFixed(2)}`
 const countsText = (counts: Counts): string =>
-  counted.map(name => `${thousands(counts[name])} ${name}`).join(', ')
+  countNames.map(name => `${thousands(counts[name])} ${name}`).join(', ')
 const thousands = (value: number): string => Math.round(value).toLocaleString('en')
 const fixed = (ms: number | undefined): string => ms?.toFixed(3) ?? '-'
 

@@ -1,50 +1,55 @@
-/** The addresses of a server that is named on the command line: what `send` and `load` share. */
+/** Looks up the server that is named on the command line of `send` and `load`. */
 import { lookup, Resolver } from 'node:dns/promises'
 import { isIP } from 'node:net'
 import { formatAddress, type SocketAddress } from '../address.ts'
+import type { Clock } from '../clock.ts'
 import { UsageError } from '../errors.ts'
 
-/** `each`: every call asks; `once`: the first answer is kept for ever; `ttl`: an answer is kept for its TTL. */
+/**
+ * `each`: every call asks. `once`: the first answer is kept forever. `ttl`: an answer is kept for its TTL.
+ */
 export const resolveModes = ['each', 'once', 'ttl'] as const
 export type ResolveMode = (typeof resolveModes)[number]
 
 export interface Answer {
-  /** In the order of the answer, never empty. A simple client takes the first. */
+  /** In the order of the answer, never empty. A simple client uses the first. */
   readonly addresses: readonly string[]
-  /** The least of its records; 0 where it is not known. */
+  /** The lowest TTL of the records; 0 when it is not known. */
   readonly ttlSeconds: number
 }
 
-type Resolve = () => Promise<Answer>
+type LookUp = () => Promise<Answer>
 
 /**
- * How to look up `host`, a name or an address: with getaddrinfo, or, where a DNS server is given or TTLs are wanted,
- * by DNS, AAAA where there is no A. A look-up rejects with Node's error.
+ * Returns the function that looks up `host`, a name or an address. It uses getaddrinfo, or it sends DNS
+ * queries where a DNS server is given or TTLs are needed: for A, and for AAAA when there is no A. It rejects
+ * with Node's error.
  */
 export function resolver(
   host: string,
   dns: SocketAddress | undefined,
   timeoutMs: number,
   mode: ResolveMode,
-): Resolve {
+  clock: Clock,
+): LookUp {
   if (/^[^:]+:\d+$|^\[/.test(host))
-    throw new UsageError(`Cannot look up "${host}": give a name or an address here, the port with --port`)
+    throw new UsageError(`Cannot look up "${host}": expected a name or an address; give the port with --port`)
   if (isIP(host)) return async () => ({ addresses: [host], ttlSeconds: 0 })
-  return keep(dns || mode === 'ttl' ? askDns(host, dns, timeoutMs) : askSystem(host), mode)
+  return cached(dns || mode === 'ttl' ? askDns(host, dns, timeoutMs) : askSystem(host), mode, clock)
 }
 
-/** As a cache: those who ask while an answer is under way get that one; a failure is not kept. `now` is in ms. */
-export function keep(ask: Resolve, mode: ResolveMode, now = () => performance.now()): Resolve {
+/** Caches the answers of `ask`. Calls during a look-up share its answer; a failure is not kept. */
+export function cached(ask: LookUp, mode: ResolveMode, clock: Clock): LookUp {
   if (mode === 'each') return ask
   let kept: Promise<Answer> | undefined
-  let expires = Number.POSITIVE_INFINITY
+  let expiresMs = Number.POSITIVE_INFINITY
   return () => {
-    if (kept && now() < expires) return kept
-    expires = Number.POSITIVE_INFINITY
+    if (kept && clock.now() < expiresMs) return kept
+    expiresMs = Number.POSITIVE_INFINITY
     kept = ask()
     kept.then(
       ({ ttlSeconds }) => {
-        if (mode === 'ttl') expires = now() + ttlSeconds * 1000
+        if (mode === 'ttl') expiresMs = clock.now() + ttlSeconds * 1000
       },
       () => {
         kept = undefined
@@ -54,20 +59,20 @@ export function keep(ask: Resolve, mode: ResolveMode, now = () => performance.no
   }
 }
 
-function askSystem(host: string): Resolve {
+function askSystem(host: string): LookUp {
   return async () => {
     const found = await lookup(host, { all: true })
     return { addresses: found.map(({ address }) => address), ttlSeconds: 0 }
   }
 }
 
-function askDns(host: string, server: SocketAddress | undefined, timeoutMs: number): Resolve {
-  const resolver = new Resolver({ timeout: timeoutMs, tries: 1 })
-  if (server) resolver.setServers([formatAddress(server)])
+function askDns(host: string, server: SocketAddress | undefined, timeoutMs: number): LookUp {
+  const dns = new Resolver({ timeout: timeoutMs, tries: 1 })
+  if (server) dns.setServers([formatAddress(server)])
   return async () => {
-    const found = await resolver.resolve4(host, { ttl: true }).catch(error => {
+    const found = await dns.resolve4(host, { ttl: true }).catch(error => {
       if (error.code !== 'ENODATA') throw error
-      return resolver.resolve6(host, { ttl: true })
+      return dns.resolve6(host, { ttl: true })
     })
     const ttlSeconds = Math.min(...found.map(({ ttl }) => ttl))
     return { addresses: found.map(({ address }) => address), ttlSeconds }

@@ -1,6 +1,7 @@
 /** `roundelay load`: how fast echo servers answer, and how evenly DNS spreads clients over them. */
-import { type LoadOptions, runLoad } from '../client/load.ts'
-import { isFailure, type LoadProgress, toJson, toProgress, toText, totals } from '../client/report.ts'
+import { runLoad } from '../client/load.ts'
+import { toJson, toProgress, toText } from '../client/report.ts'
+import { isFailure, type LoadOptions, type LoadProgress, totals } from '../client/tally.ts'
 import { UsageError } from '../errors.ts'
 import type { Context, Options, Run } from './options.ts'
 import { chooseTransport } from './send.ts'
@@ -10,16 +11,16 @@ export const run: Run<'load'> = async (options, [host], context) => {
   const result = await runLoad(load, stopSignal(context), process.stderr.isTTY ? progressLine() : undefined)
   if (process.stderr.isTTY) process.stderr.write('\r\x1b[K')
   process.stdout.write(options.json ? `${JSON.stringify(toJson(load, result))}\n` : toText(load, result))
-  // Also when all is well: a look-up that is still under way must not hold up the end.
+  // Exit explicitly also after success: a look-up may still be in progress, and would keep the process alive.
   context.exit(isFailure(result) ? 1 : 0)
 }
 
-/** Throws a UsageError where options do not go together. */
+/** Throws a UsageError when options contradict each other. */
 function loadOptions(host: string, options: Options<'load'>): LoadOptions {
   const { port, connections, outstanding, size, rate, dns, resolve, newConnection, seed } = options
   const transport = chooseTransport(options)
   if (transport === 'tcp' && size === 0)
-    throw new UsageError('Cannot use --size 0 over TCP: nothing would be sent; give at least 1')
+    throw new UsageError('Cannot use --size 0 over TCP: nothing would be sent; expected at least 1')
   if (newConnection && outstanding > 1)
     throw new UsageError(
       `Cannot use --outstanding ${outstanding} with --new-connection: a connection then carries one operation`,
@@ -29,7 +30,10 @@ function loadOptions(host: string, options: Options<'load'>): LoadOptions {
   return { transport, host, port, dns, ...load }
 }
 
-/** Aborts at the first SIGINT or SIGTERM, for a report of what there is; a second one ends the process. */
+/**
+ * Aborts at the first SIGINT or SIGTERM, so that the results so far are reported. A second signal ends the
+ * process.
+ */
 function stopSignal({ exit, takeSignals }: Context): AbortSignal {
   const stop = new AbortController()
   const onSignal = (_signal: string, number: number) =>

@@ -1,6 +1,6 @@
-/** Whether the rest of this folder can be used here: import it only after asking. */
+/** Whether this machine can use the rest of this folder. Callers import it only after this check. */
 
-/** Undefined where Linux' socket API can be called, else why it cannot. */
+/** Undefined when the Linux socket API can be called; otherwise the reason why it cannot. */
 export async function whyUnavailable(): Promise<string | undefined> {
   const { platform, arch } = process
   if (platform !== 'linux') return `this is ${platform}, not Linux`

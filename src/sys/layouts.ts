@@ -1,9 +1,12 @@
 /**
- * The numbers of Linux' socket API on x64 and arm64, the same under glibc and musl: constants, and the offsets of
- * struct members in octets. `test/sys/layouts.test.ts` holds every one of them against the C compiler's.
+ * The numbers of the Linux socket API on x64 and arm64: constants, and the offsets of struct members in
+ * octets. They are the same under glibc and musl. `test/sys/layouts.test.ts` compares each of them with the C
+ * compiler's.
  */
 
-/** From the headers named; the values are those of the generic ABI, which both architectures have. */
+/**
+ * By the headers that define them. The values are those of the generic ABI, which both architectures share.
+ */
 export const headers = {
   // <sys/socket.h>, socket(2), listen(2), recv(2), shutdown(2)
   AF_UNIX: 1,
@@ -63,15 +66,15 @@ export const headers = {
 } as const
 
 interface Layout {
-  /** Where it is described. */
+  /** The manual page and the header that describe it. */
   readonly source: string
-  /** In octets, of the whole struct. */
+  /** Octets of the whole struct. */
   readonly size: number
-  /** Offsets in octets of the members that are used. */
+  /** Offsets in octets of the members that we use. */
   readonly at: Readonly<Record<string, number>>
 }
 
-/** By the name of the struct in C. `tcp_info` grows with the kernel: of it only the beginning is asked for. */
+/** By the name of the struct in C. `tcp_info` grows with the kernel: we ask only for its beginning. */
 export const layouts = {
   sockaddr_in: {
     source: 'ip(7), <netinet/in.h>',
@@ -108,7 +111,7 @@ export const layouts = {
   tcp_info: { source: 'tcp(7), <linux/tcp.h>', size: 32, at: { tcpi_unacked: 24 } },
 } as const satisfies Record<string, Layout>
 
-/** epoll_event, epoll_ctl(2), <sys/epoll.h>: packed on x64 and on no other architecture. */
+/** struct epoll_event is packed on x64 and on no other architecture. */
 export const epollEvent = (arch: string): Layout => ({
   source: 'epoll_ctl(2), <sys/epoll.h>',
   size: arch === 'x64' ? 12 : 16,

@@ -42,7 +42,7 @@ async function closedPort(t: TestContext, transport: Transport) {
     return { address: '127.0.0.1', port }
   }
   const { port, socket } = await silentUdp(t)
-  // Its place is taken by one that is closed at the end.
+  // It is closed here, so not once more at the end of the test.
   await new Promise<void>(resolve => void socket.close(resolve))
   socket.close = () => socket
   return { address: '127.0.0.1', port }
@@ -67,7 +67,7 @@ for (const transport of ['udp', 'tcp'] as const)
     )
 
 test(
-  'a stream that comes back in single octets is one echo, and what follows is left for the next',
+  'a stream that comes back in single octets is one echo, and what follows is left for the next exchange',
   options,
   async t => {
     const server = await tcpServer(t, socket => {
@@ -91,7 +91,7 @@ const failures: readonly [name: string, onConnection: (socket: Socket) => void, 
 ]
 for (const [name, onConnection, expected] of failures)
   test(
-    `an exchange with a TCP server that ${name} is rejected, and so are all after it`,
+    `an exchange with a TCP server that ${name} is rejected, and so are all that follow`,
     options,
     async t => {
       const session = await openEcho('tcp', await tcpServer(t, onConnection), never)
@@ -102,7 +102,7 @@ for (const [name, onConnection, expected] of failures)
   )
 
 for (const transport of ['udp', 'tcp'] as const) {
-  test(`a closed ${transport} port is an error at once, not a silence`, options, async t => {
+  test(`a closed ${transport} port is an error at once, not a time-out`, options, async t => {
     const server = await closedPort(t, transport)
     const attempt = async () => {
       const session = await openEcho(transport, server, never)
@@ -112,27 +112,23 @@ for (const transport of ['udp', 'tcp'] as const) {
     await assert.rejects(attempt, { code: 'ECONNREFUSED' })
   })
 
-  test(
-    `an exchange over ${transport} ends when its signal aborts, before or in the middle`,
-    options,
-    async t => {
-      const server = transport === 'tcp' ? await tcpServer(t, () => {}) : await silentUdp(t)
-      const reason = new Error('enough')
-      for (const abortFirst of [true, false]) {
-        const session = await openEcho(transport, server, never)
-        t.after(() => session.close())
-        const controller = new AbortController()
-        if (abortFirst) controller.abort(reason)
-        const exchange = session.exchange(Buffer.from('hello'), controller.signal)
-        if (!abortFirst) setImmediate(() => controller.abort(reason))
-        await assert.rejects(exchange, error => error === reason || (error as Error).cause === reason)
-      }
-      await assert.rejects(openEcho(transport, server, AbortSignal.abort(reason)))
-    },
-  )
+  test(`an exchange over ${transport} ends when its signal aborts, before or during it`, options, async t => {
+    const server = transport === 'tcp' ? await tcpServer(t, () => {}) : await silentUdp(t)
+    const reason = new Error('enough')
+    for (const abortFirst of [true, false]) {
+      const session = await openEcho(transport, server, never)
+      t.after(() => session.close())
+      const controller = new AbortController()
+      if (abortFirst) controller.abort(reason)
+      const exchange = session.exchange(Buffer.from('hello'), controller.signal)
+      if (!abortFirst) setImmediate(() => controller.abort(reason))
+      await assert.rejects(exchange, error => error === reason || (error as Error).cause === reason)
+    }
+    await assert.rejects(openEcho(transport, server, AbortSignal.abort(reason)))
+  })
 }
 
-test('a datagram that is too long is rejected, not lost in silence', options, async t => {
+test('a datagram that is too long is rejected, not dropped silently', options, async t => {
   const session = await openEcho('udp', await silentUdp(t), never)
   t.after(() => session.close())
   await assert.rejects(session.exchange(Buffer.alloc(65_508), never), { code: 'EMSGSIZE' })

@@ -3,16 +3,16 @@ import { createSocket, type RemoteInfo } from 'node:dgram'
 import { once } from 'node:events'
 import { type AddressInfo, createServer, type Socket } from 'node:net'
 import { type TestContext, test } from 'node:test'
-import { type LoadOptions, runLoad } from '../../src/client/load.ts'
+import { runLoad } from '../../src/client/load.ts'
 import { Payloads } from '../../src/client/payload.ts'
-import { isFailure, type LoadResult, totals } from '../../src/client/report.ts'
-import { type Answer, keep } from '../../src/client/resolve.ts'
+import { isFailure, type LoadOptions, type LoadResult, totals } from '../../src/client/tally.ts'
 import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
+import { VirtualClock } from '../support/virtual-clock.ts'
 
 const options = { timeout: 60_000 }
 const never = new AbortController().signal
-/** Ended by the test, when it has seen enough. */
+/** The test ends the run when it has seen enough. */
 const FOR_LONG = 60_000
 
 const defaults: LoadOptions = {
@@ -37,7 +37,7 @@ async function echoServer(t: TestContext, address = '127.0.0.1') {
   return { port: server.addresses[0]!.port, counters: server.counters }
 }
 
-/** `answer` is given each datagram, its number from 1 on, and a way to reply. */
+/** `answer` receives each datagram, its number from 1 on, and a function that replies. */
 async function udpServer(
   t: TestContext,
   answer: (message: Buffer, nth: number, reply: (octets: Buffer) => void) => void,
@@ -52,7 +52,7 @@ async function udpServer(
   return socket.address().port
 }
 
-/** `serve` is given each connection and its number from 1 on. */
+/** `serve` receives each connection and its number from 1 on. */
 async function tcpServer(t: TestContext, serve: (socket: Socket, nth: number) => void): Promise<number> {
   const sockets: Socket[] = []
   const server = createServer({ noDelay: true }, socket =>
@@ -67,6 +67,16 @@ async function tcpServer(t: TestContext, serve: (socket: Socket, nth: number) =>
     server.close()
   })
   return (server.address() as AddressInfo).port
+}
+
+/** Moves the time on in steps of half a millisecond; in between, sockets are read. */
+async function runByVirtualTime(load: LoadOptions, clock: VirtualClock): Promise<LoadResult> {
+  let over = false
+  const run = runLoad(load, never, undefined, clock).finally(() => {
+    over = true
+  })
+  while (!over) await clock.advance(0.5)
+  return run
 }
 
 const flipped = (octets: Buffer, at: number): Buffer => {
@@ -111,7 +121,7 @@ for (const transport of ['udp', 'tcp'] as const) {
       const { done, ...rest } = totals(result)
       const { connections } = result.replicas[0]!
       assert.ok(done > 10)
-      // At the end some may be open that have sent nothing yet.
+      // At the end some connections may be open that have sent nothing yet.
       assert.ok(connections >= done && connections <= done + 3, `${connections} for ${done}`)
       assert.deepEqual(rest, { lost: 0, wrong: 0, late: 0, failed: 0 })
     }
@@ -119,7 +129,7 @@ for (const transport of ['udp', 'tcp'] as const) {
   })
 
   test(
-    `nobody there over ${transport}: connections fail again and again, and nothing is done`,
+    `without a server over ${transport}, connections fail again and again, and nothing is done`,
     options,
     async t => {
       const stop = new AbortController()
@@ -138,7 +148,7 @@ for (const transport of ['udp', 'tcp'] as const) {
 }
 
 test(
-  'a datagram with a wrong octet, one too short and one that nobody asked for are wrong',
+  'a datagram with a wrong octet, one that is too short and one without a request are wrong',
   options,
   async t => {
     const stop = new AbortController()
@@ -155,50 +165,59 @@ test(
   },
 )
 
-test('what a server drops is lost, to the operation, and the run goes on', options, async t => {
+test('each request that a server drops is one lost operation, and the run goes on', options, async t => {
   for (const size of [32, 2]) {
     let dropped = 0
     const port = await udpServer(t, (message, nth, reply) => {
       if (nth % 10 === 0) dropped++
       else reply(message)
     })
-    const load = { ...defaults, port, size, connections: 10, timeoutMs: 500, durationMs: 800 }
-    const result = await runLoad(load, never)
+    const load = { ...defaults, port, size, connections: 10, rate: 1000, timeoutMs: 50, durationMs: 800 }
+    const result = await runByVirtualTime(load, new VirtualClock())
     const { done, lost, wrong } = totals(result)
     assert.deepEqual([lost, wrong], [dropped, 0])
     assert.ok(lost > 0 && done >= 9 * lost && isFailure(result), `${done} done, ${lost} lost`)
   }
 })
 
-test('a reply that comes after its time is late, no longer lost', options, async t => {
+test('a reply that comes after the time-out is late, no longer lost', options, async t => {
   const outcome = async (size: number) => {
     const stop = new AbortController()
     let answerFirst = () => {}
+    const clock = new VirtualClock()
     const port = await udpServer(t, (message, nth, reply) => {
-      if (nth === 1) answerFirst = () => reply(message)
+      if (nth === 1) {
+        answerFirst = () => reply(message)
+        void clock.advance(400)
+      }
       if (nth === 2) answerFirst()
       if (nth >= 2) reply(message)
       if (nth === 4) stop.abort()
     })
     const load = { ...defaults, port, size, timeoutMs: 300, durationMs: FOR_LONG }
-    const result = await runLoad(load, stop.signal)
+    const result = await runLoad(load, stop.signal, undefined, clock)
     return { ...totals(result), connections: result.replicas[0]!.connections }
   }
   const ends = { wrong: 0, failed: 0, done: 2 }
   assert.deepEqual(await outcome(4), { ...ends, lost: 0, late: 1, connections: 1 })
-  // Without a number it could be taken for the next one's: that one is sent from another socket.
+  // Without a number it could be taken for the next reply: the next request is sent from another socket.
   assert.deepEqual(await outcome(3), { ...ends, lost: 1, late: 0, connections: 2 })
 })
 
-test('a UDP server that falls silent is given up, and another socket tried', options, async t => {
+test('when a UDP server falls silent, the socket is replaced', options, async t => {
   const stop = new AbortController()
-  const port = await udpServer(t, (_message, nth) => nth > 4 && stop.abort())
-  const result = await runLoad({ ...defaults, port, timeoutMs: 100, durationMs: FOR_LONG }, stop.signal)
+  const clock = new VirtualClock()
+  const port = await udpServer(t, (_message, nth) => {
+    if (nth > 4) stop.abort()
+    else void clock.advance(1200)
+  })
+  const load = { ...defaults, port, timeoutMs: 1000, durationMs: FOR_LONG }
+  const result = await runLoad(load, stop.signal, undefined, clock)
   const { connections, failed, lost } = result.replicas[0]!
   assert.deepEqual({ connections, failed, lost }, { connections: 2, failed: 1, lost: 4 })
 })
 
-test('replies over TCP are compared however they are cut', options, async t => {
+test('replies over TCP are compared wherever the stream is cut', options, async t => {
   const port = await tcpServer(t, async socket => {
     let rest = Buffer.alloc(0)
     let length = 0
@@ -221,19 +240,22 @@ test('replies over TCP are compared however they are cut', options, async t => {
   }
 })
 
-test('a TCP stream that went wrong is closed and opened anew', options, async t => {
+test('a TCP stream with a wrong reply is closed, and another one opened', options, async t => {
   const stop = new AbortController()
+  const clock = new VirtualClock()
   const port = await tcpServer(t, (socket, nth) => {
+    // The pause before the next connection.
+    socket.on('close', () => void clock.advance(1100))
     socket.on('data', (data: Buffer) => {
       if (nth === 1) socket.write(flipped(data, 3))
       else if (nth === 2) socket.write(Buffer.concat([data, data]))
-      else if (nth === 4) stop.abort()
-      // A reply that never comes.
-      else if (nth > 4) socket.write(data)
+      // The third gets no reply within the time-out.
+      else if (nth === 3) void clock.advance(700)
+      else stop.abort()
     })
   })
   const load = { ...defaults, transport: 'tcp', port, timeoutMs: 500, durationMs: FOR_LONG } as const
-  const result = await runLoad(load, stop.signal)
+  const result = await runLoad(load, stop.signal, undefined, clock)
   assert.deepEqual(totals(result), { done: 1, lost: 1, wrong: 2, late: 0, failed: 3 })
   assert.equal(result.replicas[0]!.connections, 4)
 })
@@ -259,23 +281,25 @@ test(
   async t => {
     const held: (() => void)[] = []
     let holding = false
+    const clock = new VirtualClock()
     const port = await udpServer(t, (message, nth, reply) => {
       if (nth === 50) {
         holding = true
-        setTimeout(() => {
+        clock.after(300, () => {
           holding = false
           for (const answer of held) answer()
-        }, 300)
+        })
       }
       if (holding) held.push(() => reply(message))
       else reply(message)
     })
     const load = { ...defaults, port, connections: 4, rate: 500, durationMs: 1000 }
-    const result = await runLoad(load, never)
+    const result = await runByVirtualTime(load, clock)
     const { done, lost } = totals(result)
     assert.deepEqual([done + result.unsent, lost], [500, 0])
     assert.equal(held.length, 4)
-    // About a hundred were due in the first 200 ms of it. Counted from sending, only the four that were held are slow.
+    // About a hundred were due in the first 200 ms of the stall. Counted from sending, only the four that
+    // were held back are slow.
     const percentOfHundredMs = 85
     assert.ok(result.latency.percentile(percentOfHundredMs) > 100e6)
     assert.ok(result.latency.max > 295e6)
@@ -283,31 +307,35 @@ test(
   },
 )
 
-test('an open loop that asks too much keeps its time: what could not be sent is told', options, async t => {
-  const port = await udpServer(t, () => {})
-  const load = { ...defaults, port, connections: 2, outstanding: 3, rate: 1000, timeoutMs: 100 }
-  const result = await runLoad(load, never)
-  const { done, lost, failed } = totals(result)
-  assert.deepEqual([done, lost + result.unsent], [0, 200])
-  assert.ok(lost >= 6 && failed <= 2)
-})
+test(
+  'an open loop that asks too much keeps its pace, and reports what could not be sent',
+  options,
+  async t => {
+    const port = await udpServer(t, () => {})
+    const load = { ...defaults, port, connections: 2, outstanding: 3, rate: 1000, timeoutMs: 100 }
+    const result = await runByVirtualTime(load, new VirtualClock())
+    const { done, lost, failed } = totals(result)
+    assert.deepEqual([done, lost + result.unsent], [0, 200])
+    assert.ok(lost >= 6 && failed <= 2)
+  },
+)
 
-test('the same seed sends the same octets, another seed others', options, async t => {
+test('the same seed sends the same octets, and another seed sends others', options, async t => {
   const sent = async (seed: number, transport: 'udp' | 'tcp') => {
     const stop = new AbortController()
     const seen: string[] = []
-    const note = (message: Buffer) => {
+    const record = (message: Buffer) => {
       if (seen.push(message.toString('hex')) === 20) stop.abort()
     }
     const port =
       transport === 'udp'
         ? await udpServer(t, (message, _nth, reply) => {
-            note(message)
+            record(message)
             reply(message)
           })
         : await tcpServer(t, socket =>
             socket.on('data', (data: Buffer) => {
-              note(data)
+              record(data)
               socket.write(data)
             }),
           )
@@ -321,20 +349,24 @@ test('the same seed sends the same octets, another seed others', options, async 
   assert.notDeepEqual(await sent(2, 'udp'), first)
 })
 
-test('an aborted run ends at once: what is in flight is neither done nor lost', options, async t => {
-  const stop = new AbortController()
-  const port = await udpServer(t, (_message, nth) => nth === 6 && stop.abort())
-  const load = { ...defaults, port, connections: 2, outstanding: 3, durationMs: FOR_LONG }
-  assert.deepEqual(totals(await runLoad(load, stop.signal)), {
-    done: 0,
-    lost: 0,
-    wrong: 0,
-    late: 0,
-    failed: 0,
-  })
-  const before = await runLoad(load, AbortSignal.abort())
-  assert.deepEqual([before.replicas, before.elapsedMs], [[], 0])
-})
+test(
+  'an aborted run ends at once, and counts what is in flight neither as done nor as lost',
+  options,
+  async t => {
+    const stop = new AbortController()
+    const port = await udpServer(t, (_message, nth) => nth === 6 && stop.abort())
+    const load = { ...defaults, port, connections: 2, outstanding: 3, durationMs: FOR_LONG }
+    assert.deepEqual(totals(await runLoad(load, stop.signal)), {
+      done: 0,
+      lost: 0,
+      wrong: 0,
+      late: 0,
+      failed: 0,
+    })
+    const before = await runLoad(load, AbortSignal.abort())
+    assert.deepEqual([before.replicas, before.elapsedMs], [[], 0])
+  },
+)
 
 test('a first look-up that fails is the error of the run', options, async () => {
   const load = { ...defaults, host: 'x'.repeat(64), port: 7 }
@@ -355,28 +387,4 @@ test('a payload matches itself in any piece, and nothing else', () => {
       assert.ok(!payloads.matches(n, 0, Buffer.concat([payload, payload, Buffer.alloc(1)])))
     }
   }
-})
-
-test('look-ups: each asks every time, once never again, ttl when the TTL is over; a failure is not kept', async () => {
-  let [now, asked] = [0, 0]
-  const ask = async (): Promise<Answer> => {
-    asked++
-    if (asked === 1) throw new Error('no')
-    return { addresses: [`${asked}`], ttlSeconds: 5 }
-  }
-  const answers = async (mode: 'each' | 'once' | 'ttl') => {
-    now = asked = 0
-    const resolve = keep(ask, mode, () => now)
-    const failures = await Promise.allSettled([resolve(), ...(mode === 'each' ? [] : [resolve()])])
-    assert.ok(failures.every(({ status }) => status === 'rejected'))
-    const got: string[] = []
-    for (const seconds of [0, 0, 4.9, 5, 9.9, 10]) {
-      now = seconds * 1000
-      got.push(...(await Promise.all([resolve(), resolve()])).map(({ addresses }) => addresses[0]!))
-    }
-    return got.join(' ')
-  }
-  assert.equal(await answers('each'), '2 3 4 5 6 7 8 9 10 11 12 13')
-  assert.equal(await answers('once'), '2 2 2 2 2 2 2 2 2 2 2 2')
-  assert.equal(await answers('ttl'), '2 2 2 2 2 2 3 3 3 3 4 4')
 })

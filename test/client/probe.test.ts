@@ -8,11 +8,12 @@ import { httpGet } from '../../src/client/http.ts'
 import { type ProbeResult, probe } from '../../src/client/probe.ts'
 import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
+import { VirtualClock } from '../support/virtual-clock.ts'
 
 const options = { timeout: 30_000 }
-/** Far above what a loaded machine needs, where an answer is expected. */
+/** Far above what a loaded machine needs for an answer. */
 const LONG_MS = 20_000
-/** Where none is. */
+/** Of virtual time, where no answer is expected. */
 const SHORT_MS = 150
 
 async function listening(t: TestContext, server: Server, address = '127.0.0.1'): Promise<number> {
@@ -38,7 +39,7 @@ function assertResult(result: ProbeResult, expected: { ok: boolean; detail: stri
   }
 }
 
-test('an echo server is well over UDP and TCP, IPv4 and IPv6', options, async t => {
+test('an echo server passes over UDP and TCP, IPv4 and IPv6', options, async t => {
   const listen = ['127.0.0.1', '::1'].map(address => ({ address, port: 0 }))
   const server = await eventLoop(echo, { listen, maxConnections: 9, idleMs: 9e4, say: () => {} })
   t.after(() => server.close(AbortSignal.abort()))
@@ -48,54 +49,74 @@ test('an echo server is well over UDP and TCP, IPv4 and IPv6', options, async t 
   assert.deepEqual([server.counters.datagrams, server.counters.connections], [2, 2])
 })
 
-test('servers that are silent, gone, wrong or brief are not well, and it says why', options, async t => {
+test(
+  'servers that are silent, absent, wrong or too brief fail, and the result says why',
+  options,
+  async t => {
+    const udp = createSocket('udp4').bind(0, '127.0.0.1')
+    await once(udp, 'listening')
+    let answer = (message: Buffer): Buffer | undefined => message
+    udp.on('message', (message, peer) => {
+      const reply = answer(message)
+      if (reply) udp.send(reply, peer.port, peer.address)
+    })
+    let serve = (socket: Socket): void => void socket.pipe(socket)
+    const tcpPort = await listening(
+      t,
+      createServer(socket => serve(socket)),
+    )
+    const at = { address: '127.0.0.1' }
+    const clock = new VirtualClock()
+    const passTime = () => void clock.advance(SHORT_MS)
+    const overUdp = (timeoutMs: number) =>
+      probe({ kind: 'udp', ...at, port: udp.address().port }, timeoutMs, clock)
+    const overTcp = (timeoutMs: number) => probe({ kind: 'tcp', ...at, port: tcpPort }, timeoutMs, clock)
+    assert.equal((await overUdp(LONG_MS)).ok, true)
+    assert.equal((await overTcp(LONG_MS)).ok, true)
+
+    answer = () => void passTime()
+    assertResult(await overUdp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
+    for (const wrong of [Buffer.alloc(16), Buffer.alloc(0), Buffer.alloc(17)]) {
+      answer = () => wrong
+      assertResult(await overUdp(LONG_MS), failed('the echo differs from what was sent'))
+    }
+    answer = message => message.subarray(0, 15)
+    assertResult(await overUdp(LONG_MS), failed('the echo differs from what was sent'))
+
+    serve = socket => void socket.once('data', passTime)
+    assertResult(await overTcp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
+    serve = socket => void socket.once('data', (data: Buffer) => socket.write(data.subarray(0, 15), passTime))
+    assertResult(await overTcp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
+    serve = socket => void socket.once('data', (data: Buffer) => socket.end(data.subarray(0, 15)))
+    assertResult(await overTcp(LONG_MS), failed('connection closed after 15 of 16 bytes'))
+    serve = socket => void socket.once('data', () => socket.write(Buffer.alloc(16)))
+    assertResult(await overTcp(LONG_MS), failed('the echo differs from what was sent'))
+    serve = socket => void socket.once('data', () => socket.resetAndDestroy())
+    assertResult(await overTcp(LONG_MS), failed(/ECONNRESET/))
+
+    const { port } = udp.address()
+    await new Promise<void>(resolve => void udp.close(resolve))
+    for (const kind of ['udp', 'tcp'] as const)
+      assertResult(await probe({ kind, ...at, port }, LONG_MS), failed(/ECONNREFUSED/))
+    assertResult(await probe({ kind: 'http', ...at, port, path: '/' }, LONG_MS), failed(/ECONNREFUSED/))
+  },
+)
+
+test('an answer that has come, but is not read yet, counts although the time is over', options, async t => {
+  const clock = new VirtualClock()
   const udp = createSocket('udp4').bind(0, '127.0.0.1')
   await once(udp, 'listening')
-  let answer = (message: Buffer): Buffer | undefined => message
-  udp.on('message', (message, peer) => {
-    const reply = answer(message)
-    if (reply) udp.send(reply, peer.port, peer.address)
-  })
-  let serve = (socket: Socket): void => void socket.pipe(socket)
-  const tcpPort = await listening(
-    t,
-    createServer(socket => serve(socket)),
+  t.after(() => void udp.close())
+  // The timer runs in the turn of the event loop in which the reply is sent: before the socket is read.
+  udp.on('message', (message, peer) =>
+    udp.send(message, peer.port, peer.address, () => void clock.advance(SHORT_MS)),
   )
-  const at = { address: '127.0.0.1' }
-  const overUdp = (timeoutMs: number) => probe({ kind: 'udp', ...at, port: udp.address().port }, timeoutMs)
-  const overTcp = (timeoutMs: number) => probe({ kind: 'tcp', ...at, port: tcpPort }, timeoutMs)
-  assert.equal((await overUdp(LONG_MS)).ok, true)
-  assert.equal((await overTcp(LONG_MS)).ok, true)
-
-  answer = () => undefined
-  assertResult(await overUdp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
-  for (const wrong of [Buffer.alloc(16), Buffer.alloc(0), Buffer.alloc(17)]) {
-    answer = () => wrong
-    assertResult(await overUdp(LONG_MS), failed('the echo differs from what was sent'))
-  }
-  answer = message => message.subarray(0, 15)
-  assertResult(await overUdp(LONG_MS), failed('the echo differs from what was sent'))
-
-  serve = () => {}
-  assertResult(await overTcp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
-  serve = socket => void socket.once('data', (data: Buffer) => socket.write(data.subarray(0, 15)))
-  assertResult(await overTcp(SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
-  serve = socket => void socket.once('data', (data: Buffer) => socket.end(data.subarray(0, 15)))
-  assertResult(await overTcp(LONG_MS), failed('connection closed after 15 of 16 bytes'))
-  serve = socket => void socket.once('data', () => socket.write(Buffer.alloc(16)))
-  assertResult(await overTcp(LONG_MS), failed('the echo differs from what was sent'))
-  serve = socket => void socket.once('data', () => socket.resetAndDestroy())
-  assertResult(await overTcp(LONG_MS), failed(/ECONNRESET/))
-
-  const { port } = udp.address()
-  await new Promise<void>(resolve => void udp.close(resolve))
-  for (const kind of ['udp', 'tcp'] as const)
-    assertResult(await probe({ kind, ...at, port }, LONG_MS), failed(/ECONNREFUSED/))
-  assertResult(await probe({ kind: 'http', ...at, port, path: '/' }, LONG_MS), failed(/ECONNREFUSED/))
+  const target = { kind: 'udp', address: '127.0.0.1', port: udp.address().port } as const
+  assert.deepEqual(await probe(target, SHORT_MS, clock), { ok: true, detail: 'echoed 16 bytes' })
 })
 
 test(
-  'an HTTP server is judged by its status, and asked for its load and whether it drains',
+  'an HTTP server passes or fails by its status, and tells its load and whether it is draining',
   options,
   async t => {
     let answer: [status: number, body: string] = [200, '']
@@ -121,7 +142,7 @@ test(
       [503, '{"status":"draining"}', failed('HTTP 503 draining', true)],
       [503, '{"status":"starting"}', failed('HTTP 503 starting')],
       [503, '{"status":"Draining"}', failed('HTTP 503 Draining')],
-      // The detail stands in one line of a log or a terminal, whoever wrote the answer.
+      // The detail is one line of a log or a terminal, whatever the answer contains.
       [503, '{"status":"one\\r\\ntwo\\u001b[2J"}', failed('HTTP 503')],
       [503, JSON.stringify({ status: 'x'.repeat(60_000) }), failed('HTTP 503')],
     ]
@@ -135,12 +156,12 @@ test(
       const host = i === 0 ? `127.0.0.1:${port}` : `[::1]:${port}`
       assert.deepEqual(asked.at(-1), ['GET', '/readyz?verbose', host])
     }
-    // Nothing was followed.
+    // No redirection was followed.
     assert.equal(asked.length, 2 * cases.length)
   },
 )
 
-test('an HTTP answer that is not one, too long, cut off or never whole is a failure', options, async t => {
+test('an HTTP answer that is invalid, too long, cut off or never complete is a failure', options, async t => {
   const head = 'HTTP/1.1 200 OK\r\n'
   const cases: [answer: string | undefined, detail: RegExp][] = [
     ['SSH-2.0-OpenSSH_9\r\n', /Parse Error/],
@@ -150,12 +171,14 @@ test('an HTTP answer that is not one, too long, cut off or never whole is a fail
     [`${head}\r\n${'x'.repeat(70_000)}`, /longer than 65536 bytes/],
     [`${head}\r\n${'é'.repeat(40_000)}`, /longer than 65536 bytes/],
   ]
+  const clock = new VirtualClock()
   let answer: string | undefined
   let end = true
   const server = createServer(socket => {
     socket.once('data', () => {
       if (answer) socket.write(answer)
       if (end) socket.end()
+      else void clock.advance(SHORT_MS)
     })
   })
   const target = { kind: 'http', address: '127.0.0.1', port: await listening(t, server), path: '/' } as const
@@ -166,9 +189,9 @@ test('an HTTP answer that is not one, too long, cut off or never whole is a fail
   end = false
   for (const text of [undefined, head, `${head}content-length: 10\r\n\r\nshort`, `${head}\r\nno end`]) {
     answer = text
-    assertResult(await probe(target, SHORT_MS), failed(`no answer within ${SHORT_MS} ms`))
+    assertResult(await probe(target, SHORT_MS, clock), failed(`no answer within ${SHORT_MS} ms`))
   }
-  // A body without end does not fill the memory: it is cut off long before the limit of time.
+  // An endless body does not fill the memory: it is cut off long before the time-out.
   answer = `${head}\r\n`
   server.on('connection', socket => {
     const flood = () => {

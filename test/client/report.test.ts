@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict'
 import { createHistogram } from 'node:perf_hooks'
 import { test } from 'node:test'
-import { evenness, type LoadResult, toJson, toProgress, toText } from '../../src/client/report.ts'
+import { evenness, toJson, toProgress, toText } from '../../src/client/report.ts'
+import type { LoadResult } from '../../src/client/tally.ts'
 
 const load = {
   transport: 'tcp',
@@ -40,7 +41,7 @@ const result: LoadResult = {
 }
 
 test('χ² and max/mean of known counts', () => {
-  // A die thrown sixty times, as textbooks have it.
+  // The usual example of textbooks: a die that is thrown sixty times.
   const die = evenness([5, 8, 9, 8, 10, 20])
   assert.ok(die && Math.abs(die.chiSquare - 13.4) < 1e-9)
   assert.deepEqual([die.degreesOfFreedom, die.maxOverMean], [5, 2])
@@ -49,7 +50,7 @@ test('χ² and max/mean of known counts', () => {
   assert.deepEqual([evenness([]), evenness([0, 0])], [undefined, undefined])
 })
 
-test('the JSON has units in its names, shares that add up, and null where nothing was done', () => {
+test('the JSON has units in its names, shares that add up, and null where no operation was done', () => {
   const { replicas, latencyMs, ...json } = JSON.parse(JSON.stringify(toJson(load, result)))
   const { size, rate, ...asked } = load
   assert.deepEqual(json, {
@@ -71,7 +72,7 @@ test('the JSON has units in its names, shares that add up, and null where nothin
   ])
 })
 
-test('the text says what was run and has a line for each replica, also for one that was never chosen', () => {
+test('the text says what was run, and has a line for each replica, also for one that was never chosen', () => {
   const lines = toText(load, result).split('\n')
   assert.match(lines[0]!, /^tcp echo\.test port 7, 32 octets, closed loop, 4 connections, up to 2 in flight/)
   assert.equal(lines[1], '2 operations/s for 2.0 s: 4 done, 2 lost, 0 wrong, 0 late, 9 failed')
@@ -82,7 +83,7 @@ test('the text says what was run and has a line for each replica, also for one t
   assert.equal(lines[9], 'evenness of connections: χ² 3.00 (degrees of freedom: 1), max/mean 2.00')
   const open = toText({ ...load, rate: 1500 }, { ...result, replicas: [], latency: histogram() })
   assert.match(open, /open loop of 1,500\/s/)
-  assert.match(open, /^3 were sent over 1 ms behind their time, 4 never$/m)
+  assert.match(open, /^3 were sent more than 1 ms after they were due, 4 never$/m)
   assert.doesNotMatch(open, /latency in|evenness|NaN|Infinity/)
 })
 

@@ -138,7 +138,7 @@ test('the table is for people: what was run, how it went, a line for each replic
   const [what, how, behind, latency, , header, replica, , even] = stdout.split('\n')
   assert.match(what!, new RegExp(`^udp 127\\.0\\.0\\.1 port ${port}, 32 octets, open loop of 200/s, 4 conn`))
   assert.match(how!, /^\d+ operations\/s for 0\.5 s: 100 done, 0 lost, 0 wrong, 0 late, 0 failed$/)
-  assert.match(behind!, /^\d+ were sent over 1 ms behind their time, 0 never$/)
+  assert.match(behind!, /^\d+ were sent more than 1 ms after they were due, 0 never$/)
   assert.match(latency!, /^latency in ms: p50 .* p99\.9 .* max /)
   assert.match(header!, /^replica +connections +operations +share % +p50 ms +p99 ms +max ms$/)
   assert.match(replica!, /^127\.0\.0\.1 +4 +100 +100\.0 /)
@@ -180,8 +180,8 @@ test('a name that cannot be looked up at the start is one line', options, async 
 
 test('what does not go together is one line that says so, exit code 2', options, async () => {
   const cases: [args: string[], stderr: string][] = [
-    [['--udp', '--tcp'], 'Cannot send over both: give --udp or --tcp'],
-    [['--tcp', '--size', '0'], 'Cannot use --size 0 over TCP: nothing would be sent; give at least 1'],
+    [['--udp', '--tcp'], 'Cannot send over both transports: expected --udp or --tcp'],
+    [['--tcp', '--size', '0'], 'Cannot use --size 0 over TCP: nothing would be sent; expected at least 1'],
     [['--size', '65508'], 'Cannot parse --size "65508": expected an integer from 0 to 65507'],
     [['--duration', '0'], 'Cannot parse --duration "0": expected a duration above 0 such as 500ms, 7s or 1m'],
     [['--resolve', 'never'], 'Cannot parse --resolve "never": expected one of each, once, ttl'],

@@ -188,7 +188,11 @@ test(
 )
 
 test('both --udp and --tcp are too many: one line, exit code 2', options, async () => {
-  const expected = { code: 2, stdout: '', stderr: 'roundelay: Cannot send over both: give --udp or --tcp\n' }
+  const expected = {
+    code: 2,
+    stdout: '',
+    stderr: 'roundelay: Cannot send over both transports: expected --udp or --tcp\n',
+  }
   assert.deepEqual(await run(['send', '--udp', '--tcp', '127.0.0.1', 'hello']), expected)
   const env = { ROUNDELAY_UDP: 'true', ROUNDELAY_TCP: '1' }
   assert.deepEqual(await run(['send', '127.0.0.1', 'hello'], env), expected)

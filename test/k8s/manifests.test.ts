@@ -1,7 +1,8 @@
 /** The manifests, validated as strictly as can be without a cluster. */
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { globSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { globSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join, relative } from 'node:path'
 import { test } from 'node:test'
 import { parseAllDocuments } from 'yaml'
@@ -445,4 +446,24 @@ test('the PodMonitor reads the admin port of every pod', () => {
     assert.ok(container(deployment).ports.some((p: Manifest) => p.name === 'admin'))
     for (const label of podTargetLabels) assert.ok(label in podLabels(deployment))
   }
+})
+
+test('the overlay of the guide sets image, tag, replicas, zone and TTL', needsKubectl, t => {
+  const guide = readFileSync(join(root, 'docs/kubernetes.md'), 'utf8')
+  const [, overlay] = /```yaml\n(# kustomization\.yaml\n[\s\S]*?)```/.exec(guide) ?? assert.fail('no overlay')
+  const folder = mkdtempSync(join(tmpdir(), 'roundelay-overlay-'))
+  t.after(() => rmSync(folder, { recursive: true }))
+  // The guide's overlay is in a folder beside the checkout; here it is wherever temporary files are.
+  const base = relative(folder, root)
+  assert.match(overlay!, /^resources: \[\.\.\/roundelay\]$/m)
+  writeFileSync(join(folder, 'kustomization.yaml'), overlay!.replace('../roundelay', base))
+  const built = kustomize(folder)
+  const find = (kind: string, name: string) =>
+    built.find(({ kind: k, metadata }) => k === kind && metadata.name === name)
+  for (const name of ['echo', 'dns'])
+    assert.match(container(find('Deployment', name)).image, /^registry\.example\.com\/.*roundelay:\S+$/)
+  assert.equal(find('HorizontalPodAutoscaler', 'echo').spec.minReplicas, 5)
+  const given = environmentOf(find('Deployment', 'dns'))
+  const { zone, ttl, nsAddress } = resolveOptions('dns', argumentsOf(find('Deployment', 'dns')), given)
+  assert.deepEqual([zone, ttl, nsAddress], ['lab.example.com', 2, [SERVICE_ADDRESS]])
 })
