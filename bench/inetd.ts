@@ -8,7 +8,8 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { formatAddress, type SocketAddress } from '../src/address.ts'
 import { probe } from '../src/client/probe.ts'
-import { echo } from '../src/protocols.ts'
+import { systemClock } from '../src/clock.ts'
+import { protocol } from '../src/protocols.ts'
 import {
   alternate,
   count,
@@ -37,6 +38,8 @@ interface Contestant {
   readonly service: string
   readonly server: Server
 }
+
+const echo = protocol('echo', systemClock)
 
 export async function run(): Promise<void> {
   const running: (Server & { readonly inetd: string; readonly host: string })[] = []

@@ -1,4 +1,4 @@
-/** What benches share: servers as processes, what they cost according to /proc, medians, tables. */
+/** What benches share: servers as processes, their cost according to /proc, medians, tables. */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, readdirSync, readFileSync } from 'node:fs'
@@ -17,7 +17,7 @@ const ROUNDS = 5
 const ROUND_MS = 2000
 
 let made: string | undefined
-/** A directory of this run's own. */
+/** A directory for this run alone. */
 export const workspace = (): string => {
   made ??= mkdtempSync(join(tmpdir(), 'roundelay-bench-'))
   return made
@@ -37,28 +37,28 @@ export function compile(source: string): string | undefined {
 }
 
 export interface Server {
-  /** 127.0.0.1 where nothing is said. */
+  /** 127.0.0.1 if undefined. */
   readonly host?: string
   readonly process: ChildProcess
   readonly port: number
   readonly admin?: number
 }
 
-/** Our replica; resolves when it says that it is ready. */
+/** Our replica; resolves when it logs that it is ready. */
 export async function startOurs(args: readonly string[]): Promise<Server> {
-  const { child, said } = await start([...args, '--listen', '127.0.0.1:0'])
-  return { process: child, port: portOf(said.listen[0]), admin: portOf(said.admin) }
+  const { child, readiness } = await start([...args, '--listen', '127.0.0.1:0'])
+  return { process: child, port: portOf(readiness.listen[0]), admin: portOf(readiness.admin) }
 }
 
 export const startInetd = async (file: string): Promise<ChildProcess> => (await start(['inetd', file])).child
 
-/** `said` is the log line of readiness. */
+/** `readiness` is the log line of readiness. */
 async function start(args: readonly string[]) {
   const places = ['--admin', '127.0.0.1:0', '--drain', '0']
   const child = spawn(process.execPath, [cli, ...args, ...places], { stdio: ['ignore', 'pipe', 'inherit'] })
   for await (const line of createInterface(child.stdout)) {
-    const said = JSON.parse(line)
-    if (said.admin) return { child, said }
+    const readiness = JSON.parse(line)
+    if (readiness.admin) return { child, readiness }
   }
   throw new Error(`${args.join(' ')} ended before it was ready`)
 }
@@ -117,7 +117,9 @@ export async function round(
   }
 }
 
-/** Runs every contestant once a round, in turn, so that a noisy moment hits all; the first round is not counted. */
+/**
+ * Runs every contestant once a round, in turn, so that noise hits them all. The first round is not counted.
+ */
 export async function alternate<C extends { readonly name: string }, R>(
   contestants: readonly C[],
   measure: (contestant: C) => Promise<R>,
@@ -150,12 +152,16 @@ export async function stop({ process: child }: Pick<Server, 'process'>): Promise
 
 const portOf = (address: string) => Number(/:(\d+)$/.exec(address)?.[1])
 
-/** CPU time in seconds of a process and all its descendants, those included that have ended and were waited for. */
+/**
+ * CPU time in seconds of a process and all its descendants, including those that have ended and were reaped.
+ */
 export function cpuSeconds(pid: number): number {
   return tree(pid).reduce((sum, one) => sum + (statOf(one)?.cpuTicks ?? 0), 0) / TICKS_PER_SECOND
 }
 
-/** Memory in MiB of a process and its descendants; what several share is counted once (proportional set size). */
+/**
+ * Memory in MiB of a process and its descendants; what several share is counted once (proportional set size).
+ */
 export function memoryMib(pid: number): number {
   const kib = tree(pid).map(one => Number(/^Pss:\s+(\d+)/m.exec(read(`/proc/${one}/smaps_rollup`))?.[1] ?? 0))
   return kib.reduce((a, b) => a + b, 0) / 1024
@@ -186,12 +192,12 @@ function read(path: string): string {
   try {
     return readFileSync(path, 'utf8')
   } catch {
-    // It has ended meanwhile.
+    // The process has ended.
     return ''
   }
 }
 
-/** As Markdown, padded so that it can be read as it is. */
+/** A table in Markdown, padded so that it can be read as it is. */
 export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
   const widths = head.map((_, i) => Math.max(...[head, ...rows].map(row => row[i]!.length)))
   const pad = (text: string, i: number) => (i < 2 ? text.padEnd(widths[i]!) : text.padStart(widths[i]!))

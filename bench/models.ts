@@ -1,7 +1,7 @@
-/** The book's server models, all in the same run, each beside the same model in C (peer.c). */
+/** The book's server models, all in the same run, each next to the same model in C (peer.c). */
 import { httpGet } from '../src/client/http.ts'
 import type { LoadOptions } from '../src/client/tally.ts'
-import type { ModelName } from '../src/servers/service.ts'
+import { type ModelName, modelsForTransport } from '../src/servers/models.ts'
 import {
   alternate,
   compile,
@@ -30,17 +30,17 @@ interface Workload {
 const workloads: readonly Workload[] = [
   {
     name: 'UDP datagrams',
-    models: ['iterative', 'event-loop'],
+    models: modelsForTransport('udp'),
     load: { transport: 'udp', newConnection: false },
   },
   {
     name: 'TCP, connections kept',
-    models: ['concurrent', 'prefork', 'event-loop'],
+    models: modelsForTransport('tcp'),
     load: { transport: 'tcp', newConnection: false },
   },
   {
     name: 'TCP, one for each request',
-    models: ['concurrent', 'prefork', 'event-loop'],
+    models: modelsForTransport('tcp'),
     load: { transport: 'tcp', newConnection: true },
   },
 ]

@@ -70,8 +70,10 @@ async function startFarm(size: number) {
       maxAnswers: Number.POSITIVE_INFINITY,
       serverId: 'bench',
       version: '0',
+      clock,
+      random: Math.random,
     },
-    { answered() {}, dropped() {}, failed() {} },
+    { failed() {} },
   )
   const answers = new Map<string, (result: ProbeResult) => void>()
   const seen = new Set<string>()

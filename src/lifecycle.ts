@@ -1,6 +1,6 @@
 /** How things end. */
 
-/** Waits for `done`; calls `cut`, which must bring it about, when `deadline` aborts. */
+/** Waits for `done`. When `deadline` aborts it calls `cut`, which must make `done` resolve. */
 export async function untilDeadline(
   done: Promise<unknown>,
   deadline: AbortSignal,
@@ -15,6 +15,9 @@ export async function untilDeadline(
 /** A running server. */
 export interface Service {
   readonly name: string
-  /** Stops listening, finishes what is open, cuts it off when `deadline` aborts; resolves when all is closed. */
+  /**
+   * Stops listening, lets open work finish, and cuts it off when `deadline` aborts. Resolves when all is
+   * closed.
+   */
   close(deadline: AbortSignal): Promise<void>
 }

@@ -1,16 +1,18 @@
-/** How code below the commands reports to an operator: a function that it is given. */
+/** How code below the commands reports to the operator: through a function that is handed in. */
 
-/** One event. `details` become fields of the log line. Never called for each client or datagram. */
+/**
+ * Reports one event. `details` become fields of the log line. Never called once for each client or datagram.
+ */
 export type Say = (level: 'info' | 'warn' | 'error', message: string, details: object) => void
 
-const SAY_AGAIN_MS = 60_000
+const REPEAT_AFTER_MS = 60_000
 
-/** For what may happen with every client: the line is written at most once a minute. */
+/** For an event that may happen with every client: it is reported at most once a minute. */
 export function sparingly(say: (details: object) => void): (details: object) => void {
   let last = -Infinity
   return details => {
     const now = performance.now()
-    if (now - last < SAY_AGAIN_MS) return
+    if (now - last < REPEAT_AFTER_MS) return
     last = now
     say(details)
   }

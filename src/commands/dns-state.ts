@@ -45,6 +45,12 @@ const states = ['checking', 'up', 'down', 'draining'] as const
 /** The values that `/metrics` reads when Prometheus scrapes. */
 export function samples(authority: Authority, { failingSources }: FarmState): Sample[] {
   const list: Sample[] = [['roundelay_dns_zone_serial', {}, authority.serial]]
+  for (const { transport: proto, types, rcodes, truncated, dropped } of authority.tallies()) {
+    for (const [type, count] of types) list.push(['roundelay_dns_requests_total', { proto, type }, count])
+    for (const [rcode, count] of rcodes) list.push(['roundelay_dns_responses_total', { proto, rcode }, count])
+    if (truncated > 0) list.push(['roundelay_dns_responses_truncated_total', { proto }, truncated])
+    if (dropped > 0) list.push(['roundelay_dns_dropped_total', { proto }, dropped])
+  }
   for (const { name, type, address, count } of authority.firsts())
     list.push(['roundelay_dns_first_total', { name, type, address }, count])
   for (const { service, ready, failedOpen, endpoints } of authority.snapshots) {

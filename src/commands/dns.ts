@@ -1,9 +1,10 @@
 /** `roundelay dns`: the authoritative server with its pools. `up` runs the same server in its own process. */
 import { hostname, networkInterfaces } from 'node:os'
-import { formatAddress, isIpv6, type SocketAddress } from '../address.ts'
+import { formatAddress, type SocketAddress } from '../address.ts'
 import { probe } from '../client/probe.ts'
 import { systemClock } from '../clock.ts'
-import { Authority } from '../dns/authority.ts'
+import { type Answerer, Authority } from '../dns/authority.ts'
+import { reachableAddresses } from '../dns/glue.ts'
 import { policies } from '../dns/rotation.ts'
 import { type Pool, type PoolEvents, startPool } from '../endpoints/pool.ts'
 import { listenDns } from '../net/dns-server.ts'
@@ -36,38 +37,40 @@ export async function startDns(
 ): Promise<readonly SocketAddress[]> {
   const metrics = new Metrics('dns', version)
   hub.subscribe(metricsSubscriber(metrics))
-  let answers = 0
+  const policy = policies.find(({ name }) => name === options.policy) ?? policies[0]!
   const authority = new Authority(
     {
       apex: options.zone,
       ttlSeconds: options.ttl,
-      nsAddresses: options.nsAddress ?? options.listen.flatMap(concreteAddresses),
+      nsAddresses:
+        options.nsAddress ??
+        options.listen.flatMap(({ address }) => reachableAddresses(address, interfaces())),
       port: options.port,
-      policy: policies.find(({ name }) => name === options.policy) ?? policies[0]!,
+      policy,
       services: options.services.map(({ name }) => name),
       maxAnswers: options.answers ?? Number.POSITIVE_INFINITY,
       serverId: options.serverId ?? (process.env.POD_NAME || hostname()),
       version,
+      clock: systemClock,
+      random: Math.random,
     },
     {
-      answered(proto, type, rcode, truncated, seconds) {
-        answers++
-        metrics.inc('roundelay_dns_requests_total', { proto, type })
-        metrics.inc('roundelay_dns_responses_total', { proto, rcode })
-        if (truncated) metrics.inc('roundelay_dns_responses_truncated_total', { proto })
-        metrics.observe('roundelay_dns_request_duration_seconds', { proto }, seconds)
-      },
-      dropped: proto => metrics.inc('roundelay_dns_dropped_total', { proto }),
       failed(error) {
         metrics.inc('roundelay_dns_failed_total')
         log.error({ err: error }, 'internal error: a query was left without a reply')
       },
     },
   )
-  hub.tallyWith(() => ({ answers, firsts: authority.firsts() }))
-  const listener = await listenDns((message, transport) => authority.answer(message, transport), {
-    listen: options.listen,
-  })
+  hub.tallyWith(() => ({ answers: answered(authority), firsts: authority.firsts() }))
+  const answer: Answerer = (message, proto) => {
+    const startedMs = systemClock.now()
+    const reply = authority.answer(message, proto)
+    const seconds = (systemClock.now() - startedMs) / 1000
+    if (reply) metrics.observe('roundelay_dns_request_duration_seconds', { proto }, seconds)
+    return reply
+  }
+  const unsent = () => metrics.inc('roundelay_dns_failed_total')
+  const listener = await listenDns(answer, { listen: options.listen, unsent })
   const pools: Pool[] = []
   const shutdown = new Shutdown({
     log,
@@ -99,7 +102,7 @@ export async function startDns(
   for (const { name, source, text } of options.services) {
     const pool = {
       ...{ service: name, source, checks, intervalMs, timeoutMs, rise, fall, fail },
-      watchLoad: options.policy === 'least-loaded',
+      watchLoad: policy.readsLoad,
       ...{ clock: systemClock, random: Math.random, probe },
     }
     pools.push(startPool(pool, publisher(name, text, authority, hub)))
@@ -118,12 +121,11 @@ const publisher = (service: string, source: string, authority: Authority, hub: E
   source: error => hub.publish({ type: 'source', service, source, ...(error && { error: error.message }) }),
 })
 
-/** The addresses at which clients could reach this listener. A wildcard has those of the machine. */
-function concreteAddresses({ address }: SocketAddress): string[] {
-  if (address !== '0.0.0.0' && address !== '::') return [address]
-  const family = isIpv6(address) ? 'IPv6' : 'IPv4'
-  return Object.values(networkInterfaces())
-    .flatMap(list => list ?? [])
-    .filter(entry => entry.family === family && !entry.internal && !entry.address.startsWith('fe80:'))
-    .map(entry => entry.address)
-}
+/** How many queries got a reply. */
+const answered = (authority: Authority): number =>
+  authority
+    .tallies()
+    .flatMap(({ types }) => [...types.values()])
+    .reduce((sum, count) => sum + count, 0)
+
+const interfaces = () => Object.values(networkInterfaces()).flatMap(list => list ?? [])

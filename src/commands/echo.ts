@@ -1,62 +1,58 @@
-/** `roundelay echo`: one replica, as one of the server models. */
+/** `roundelay echo`: one replica, which runs one of the server models and speaks one of the protocols. */
 import { hostname } from 'node:os'
 import { formatAddress, type SocketAddress, type Transport } from '../address.ts'
+import { systemClock } from '../clock.ts'
 import { UsageError } from '../errors.ts'
 import { retryWithoutIpv6 } from '../net/bind.ts'
 import { serveHttp } from '../ops/http.ts'
 import { createLog } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
 import { endOnSignals, Shutdown } from '../ops/shutdown.ts'
-import { echo } from '../protocols.ts'
-import { type EchoService, type ModelName, models, type ServerModel } from '../servers/service.ts'
+import { protocol } from '../protocols.ts'
+import { type ModelFlag, models, modelsForTransport, modelsWithFlag } from '../servers/models.ts'
+import type { EchoService } from '../servers/service.ts'
 import { whyUnavailable } from '../sys/available.ts'
-import { type FlagName, flagText, type Options, type Run } from './options.ts'
-
-/** Loaded when asked for: all but the event loop need Linux. */
-const load: { readonly [M in ModelName]: () => Promise<ServerModel> } = {
-  iterative: async () => (await import('../servers/iterative.ts')).iterative,
-  concurrent: async () => (await import('../servers/concurrent.ts')).concurrent,
-  prefork: async () => (await import('../servers/prefork.ts')).prefork,
-  'event-loop': async () => (await import('../servers/event-loop.ts')).eventLoop,
-}
+import { flagText, type Options, type Run } from './options.ts'
 
 export const run: Run<'echo'> = async (options, _args, { version, exit, takeSignals }) => {
   const { model } = options
+  const spoken = protocol(options.protocol, systemClock)
   if (options.stdio) {
     const why = await whyUnavailable()
     if (why) throw new UsageError(`Cannot serve descriptor 0 here: it needs Linux' socket API, and ${why}`)
-    // Blocking calls hold up every handler: without ours the system ends us.
+    // While a call blocks no handler runs. Without handlers the system ends the process.
     takeSignals()
     const { serveStdio } = await import('../servers/stdio.ts')
     try {
-      return serveStdio(echo, options.idleTimeout)
+      return serveStdio(spoken, options.idleTimeout)
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ENOTSOCK') throw error
-      throw new UsageError('Cannot serve descriptor 0: it is no socket, as it would be behind inetd')
+      throw new UsageError('Cannot serve descriptor 0: it is not a socket, as it would be behind inetd')
     }
   }
   const transports = chooseTransports(options)
   refuseOthersFlags(options)
-  const why = model === 'event-loop' ? undefined : await whyUnavailable()
+  const why = models[model].needsLinux ? await whyUnavailable() : undefined
   if (why) throw new UsageError(`Cannot run --model ${model} here: it needs Linux' socket API, and ${why}`)
   const log = await createLog({ level: options.logLevel, name: 'echo' })
   if (options.tied) {
-    // Whoever started this replica holds the other end; the kernel closes it even after SIGKILL.
+    // The process that started this replica holds the other end; the kernel closes it even after SIGKILL.
     process.stdin
       .on('end', () => exit(0))
       .on('error', () => exit(0))
       .resume()
   }
-  const serve = await load[model]()
+  const serve = await models[model].load()
   const listen = (addresses: readonly SocketAddress[]) =>
-    serve(echo, {
+    serve(spoken, {
       ...options,
       transports,
       listen: addresses,
       idleMs: options.idleTimeout,
+      clock: systemClock,
       say: (level, message, details) => log[level](details, message),
     })
-  // Who asks for addresses gets all of them or an error.
+  // A user who names addresses gets all of them or an error.
   const service = await (options.given.has('listen')
     ? listen(options.listen)
     : retryWithoutIpv6(options.listen, listen))
@@ -65,6 +61,7 @@ export const run: Run<'echo'> = async (options, _args, { version, exit, takeSign
     name: options.name ?? (process.env.POD_NAME || hostname()),
     version,
     model,
+    protocol: spoken.name,
     addresses: service.addresses.map(formatAddress),
     pod: process.env.POD_NAME,
     podIp: process.env.POD_IP,
@@ -73,7 +70,7 @@ export const run: Run<'echo'> = async (options, _args, { version, exit, takeSign
     uptimeSeconds: Math.round(process.uptime()),
     counters,
   })
-  const state = () => ({ model, transports, counters, ...service.children?.() })
+  const state = () => ({ model, protocol: spoken.name, transports, counters, ...service.children?.() })
   const shutdown = new Shutdown({
     log,
     close: deadline => service.close(deadline),
@@ -96,45 +93,38 @@ export const run: Run<'echo'> = async (options, _args, { version, exit, takeSign
   endOnSignals(admin.server, shutdown, log, takeSignals)
   const listening = service.addresses.map(formatAddress)
   log.info(
-    { model, transports, listen: listening, admin: formatAddress(admin.address), version },
+    {
+      model,
+      protocol: spoken.name,
+      transports,
+      listen: listening,
+      admin: formatAddress(admin.address),
+      version,
+    },
     'echo replica ready',
   )
 }
 
-/** All that the model is made for, unless --udp or --tcp say which. */
+/** All that the model is made for, unless --udp or --tcp choose. */
 function chooseTransports({ model, udp, tcp }: Options<'echo'>): readonly Transport[] {
-  const offered: readonly Transport[] = models[model]
+  const offered = models[model].transports
   const wanted = (['udp', 'tcp'] as const).filter(transport => ({ udp, tcp })[transport])
   for (const transport of wanted) {
     if (offered.includes(transport)) continue
-    const able = (Object.keys(models) as ModelName[]).filter(name =>
-      (models[name] as readonly Transport[]).includes(transport),
-    )
     const name = transport.toUpperCase()
-    throw new UsageError(
-      `Cannot serve ${name} with --model ${model}: the models for ${name} are ${able.join(', ')}`,
-    )
+    const able = modelsForTransport(transport).join(', ')
+    throw new UsageError(`Cannot serve ${name} with --model ${model}: the models for ${name} are ${able}`)
   }
   return wanted.length > 0 ? wanted : offered
 }
 
-const flagsOf: Partial<Record<FlagName, readonly ModelName[]>> = {
-  maxConnections: ['event-loop'],
-  maxChildren: ['concurrent', 'prefork'],
-  idleTimeout: ['concurrent', 'prefork', 'event-loop'],
-  start: ['prefork'],
-  minSpare: ['prefork'],
-  maxSpare: ['prefork'],
-  maxRequests: ['prefork'],
-}
-
-/** A flag that would do nothing is a mistake; a variable may stand for other replicas too. */
+/** A flag that would do nothing is a mistake. A variable is not: it may be meant for other replicas. */
 function refuseOthersFlags({ model, given, start, minSpare, maxSpare, maxChildren }: Options<'echo'>): void {
-  for (const [flag, owners] of Object.entries(flagsOf) as [FlagName, readonly ModelName[]][])
-    if (given.get(flag) === 'flag' && !owners.includes(model))
-      throw new UsageError(
-        `Cannot use ${flagText(flag)} with --model ${model}: it is for ${owners.join(', ')}`,
-      )
+  for (const [flag, source] of given) {
+    if (source !== 'flag' || !isModelFlag(flag) || models[model].flags.includes(flag)) continue
+    const owners = modelsWithFlag(flag).join(', ')
+    throw new UsageError(`Cannot use ${flagText(flag)} with --model ${model}: it is for ${owners}`)
+  }
   if (model !== 'prefork') return
   if (minSpare > maxSpare)
     throw new UsageError(
@@ -147,6 +137,8 @@ function refuseOthersFlags({ model, given, start, minSpare, maxSpare, maxChildre
       `Cannot keep --min-spare ${minSpare} with --max-children ${maxChildren}: it must not be more`,
     )
 }
+
+const isModelFlag = (flag: string): flag is ModelFlag => modelsWithFlag(flag as ModelFlag).length > 0
 
 const childStates = ['starting', 'idle', 'busy', 'stopping'] as const
 

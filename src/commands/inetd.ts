@@ -5,7 +5,7 @@ import { formatAddress } from '../address.ts'
 import { systemClock } from '../clock.ts'
 import { UsageError } from '../errors.ts'
 import { type LookUp, parseInetdConf, parseServices } from '../inetd/conf.ts'
-import { describe, type Entry, type InternalName, leaveToLast } from '../inetd/entry.ts'
+import { describe, type Entry, leaveToLast } from '../inetd/entry.ts'
 import type { Inetd } from '../inetd/inetd.ts'
 import type { Configured } from '../inetd/service.ts'
 import { type Account, findAccount } from '../inetd/users.ts'
@@ -13,7 +13,7 @@ import { serveHttp } from '../ops/http.ts'
 import { createLog } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
 import { endOnSignals, Shutdown } from '../ops/shutdown.ts'
-import { type Protocol, smallServices } from '../protocols.ts'
+import { protocol, protocolNames } from '../protocols.ts'
 import { whyUnavailable } from '../sys/available.ts'
 import type { Run } from './options.ts'
 
@@ -48,7 +48,7 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
     })
   })
   const inetd = await startInetd({
-    protocol: internalProtocol,
+    protocol: name => protocol(name, systemClock),
     maxChildren: options.maxChildren,
     maxPerIp: options.maxPerIp || Infinity,
     ratePerIp: options.ratePerIp || Infinity,
@@ -167,18 +167,13 @@ function accountOf(entry: Entry, verifyOnly = false): Account | undefined {
   return account
 }
 
-const protocols = () => smallServices(clock)
-
-function internalProtocol(name: InternalName): Protocol {
-  const found = protocols().find(protocol => protocol.name === name)
-  if (!found) throw new Error(`there is no internal service "${name}"`)
-  return found
-}
-
 /** Slim images have no /etc/services: the names of the internal services are always known. */
 function servicesDatabase(): LookUp {
   const fromFile = parseServices(readIfAny('/etc/services'))
-  const own = new Map([...protocols().map(({ name, port }) => [name, port] as const), ['tcpmux', 1]])
+  const own = new Map([
+    ...protocolNames.map(name => [name as string, protocol(name, systemClock).port] as const),
+    ['tcpmux', 1],
+  ])
   return (name, protocol) => fromFile(name, protocol) ?? own.get(name)
 }
 
@@ -188,16 +183,6 @@ function readIfAny(path: string): string {
   } catch {
     return ''
   }
-}
-
-const clock = {
-  seconds: () => Math.floor(Date.now() / 1000),
-  text() {
-    const now = new Date()
-    // Mon Nov 23 2026 15:33:00 GMT+0100 (…)
-    const [weekday, month, day, year] = now.toDateString().split(' ')
-    return `${weekday} ${month} ${day!.replace(/^0/, ' ')} ${now.toTimeString().slice(0, 8)} ${year}`
-  },
 }
 
 /** The kernel passes inherited descriptors on to programs unless they are close-on-exec. */

@@ -4,7 +4,8 @@ import { ipAddress, socketAddress } from '../address.ts'
 import { resolveModes } from '../client/resolve.ts'
 import { policies } from '../dns/rotation.ts'
 import { logLevels } from '../ops/log.ts'
-import { type ModelName, models } from '../servers/service.ts'
+import { protocolNames } from '../protocols.ts'
+import { type ModelFlag, modelNames, models, modelsWithFlag } from '../servers/models.ts'
 import {
   domainName,
   duration,
@@ -42,7 +43,12 @@ export type Run<V extends VerbName> = (
   context: Context,
 ) => Promise<void>
 
-const modelNames = Object.keys(models) as ModelName[]
+const modelsHelp = modelNames.map(name => {
+  const { transports, help } = models[name]
+  return `${name} (${transports.map(transport => transport.toUpperCase()).join(' and ')}, ${help})`
+})
+/** The help of a flag that only some models have. */
+const modelHelp = (flag: ModelFlag, help: string) => `${modelsWithFlag(flag).join(', ')}: ${help}`
 const onOff = oneOf('true', 'false', '1', '0')
 const toggle = (text: string) => ['true', '1'].includes(onOff(text))
 
@@ -127,17 +133,22 @@ export const flags = {
   model: {
     value: 'MODEL',
     parse: oneOf(...modelNames),
-    help: 'how clients are served: iterative (UDP, one after the other), concurrent (TCP, a process for each connection), prefork (TCP, a pool of processes), event-loop (UDP and TCP, one process for all)',
+    help: `how clients are served: ${modelsHelp.join(', ')}`,
+  },
+  protocol: {
+    value: 'NAME',
+    parse: oneOf(...protocolNames),
+    help: `what is spoken: ${protocolNames.join(', ')}; over UDP no reply but that of daytime and time is longer than the request`,
   },
   maxConnections: {
     value: 'N',
     parse: integer(1, 1_000_000),
-    help: 'event-loop: TCP connections served at a time; more wait, none is refused',
+    help: modelHelp('maxConnections', 'TCP connections served at a time; more wait, none is refused'),
   },
   maxChildren: {
     value: 'N',
     parse: integer(1, 10_000),
-    help: 'concurrent, prefork: processes at a time; more clients wait, none is refused',
+    help: modelHelp('maxChildren', 'processes at a time; more clients wait, none is refused'),
   },
   maxPerIp: {
     value: 'N',
@@ -157,21 +168,21 @@ export const flags = {
     parse: toggle,
     help: 'only read the configuration and explain each entry; the exit code is 1 if an entry is wrong',
   },
-  start: { value: 'N', parse: integer(0, 10_000), help: 'prefork: processes to begin with' },
+  start: { value: 'N', parse: integer(0, 10_000), help: modelHelp('start', 'processes to begin with') },
   minSpare: {
     value: 'N',
     parse: integer(1, 10_000),
-    help: 'prefork: with fewer idle processes, more are made',
+    help: modelHelp('minSpare', 'with fewer idle processes, more are made'),
   },
   maxSpare: {
     value: 'N',
     parse: integer(1, 10_000),
-    help: 'prefork: with more idle processes for 10 s, one a second is ended',
+    help: modelHelp('maxSpare', 'with more idle processes for 10 s, one a second is ended'),
   },
   maxRequests: {
     value: 'N',
     parse: integer(0, 1_000_000_000),
-    help: 'prefork: a process ends after so many clients; 0: never',
+    help: modelHelp('maxRequests', 'a process ends after so many clients; 0: never'),
   },
   idleTimeout: {
     value: 'TIME',
@@ -304,6 +315,7 @@ export const verbs = {
     args: [],
     flags: {
       model: 'event-loop',
+      protocol: 'echo',
       listen: '0.0.0.0:7007 [::]:7007',
       udp: 'false',
       tcp: 'false',

@@ -8,7 +8,7 @@ import type { Check } from '../endpoints/checks.ts'
 import { endpoint } from '../endpoints/endpoint.ts'
 import { staticSource } from '../endpoints/static.ts'
 import { UsageError } from '../errors.ts'
-import { bindAll, openTcp, openUdp, udpSocket } from '../net/bind.ts'
+import { bindAll, bindNodeUdp, listenNodeTcp, udpSocket } from '../net/bind.ts'
 import { EventHub, type FarmEvent, type FarmState, type Present } from '../ops/events.ts'
 import { createLog, logSubscriber, textFormat } from '../ops/log.ts'
 import { startDns } from './dns.ts'
@@ -161,8 +161,8 @@ async function reserve(udpAndTcp: readonly SocketAddress[], tcp: readonly Socket
   try {
     for (const { tcp, udp } of await bindAll(
       udpAndTcp,
-      openTcp(() => createServer()),
-      openUdp(udpSocket),
+      listenNodeTcp(() => createServer()),
+      bindNodeUdp(udpSocket),
     ))
       held.push(tcp, udp)
     for (const { address, port } of tcp) {

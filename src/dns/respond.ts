@@ -1,246 +1,444 @@
 /**
- * One query in, one reply out, over octets: the guards, the look-up, the turn of the cursor, the encoding.
- * Pure but for the turns, which are the caller's.
+ * Answers one query: guards, look-up, turn of the cursor, copy. All queries take this one path. It allocates
+ * nothing: whatever must be remembered is kept in the context.
  */
-import { Packet, type Resource, type Writer } from 'dns2'
-import { keyOf, type NameKey, wireLength } from './name.ts'
-import { HEADER_OCTETS, NSID, OPT, parseQuery, type Query, type Question } from './query.ts'
-import { pick } from './rotation.ts'
-import type { Node, Record, RRset, Zone } from './zone.ts'
+import type { Transport } from '../address.ts'
+import { NO_REPLY } from '../protocols.ts'
+import {
+  ENTRY,
+  findEntry,
+  HAS_RECORDS,
+  nameQuestion,
+  PENDING,
+  question,
+  RRSET,
+  SOA_POINTERS,
+  storedRecords,
+  type Zone,
+} from './compiled.ts'
+import { hashName } from './name.ts'
+import { parseQuery, Query } from './query.ts'
+import { type Lots, policies, turnWindows } from './rotation.ts'
+import { CLASS, FLAG, HEADER_OCTETS, IXFR, OPT_OCTETS, RCODE, TYPE } from './wire.ts'
 
-const { TYPE, CLASS, RCODE } = Packet
-
-/** Where a rotating RRset is in its order. It outlives Snapshots: a change of membership does not start it anew. */
-export interface Turn {
-  readonly name: string
-  readonly type: number
-  /** Answers given so far. */
-  cursor: number
-  /** By address: how often it stood first. */
-  readonly firsts: Map<string, number>
-}
-
-export interface RespondOptions {
-  readonly zone: Zone
-  /** One for each owner name and type; begins empty, is the caller's to keep. */
-  readonly turns: Map<string, Turn>
-  /** At most so many records of a rotating RRset. */
-  readonly maxAnswers: number
-  /** What NSID, `id.server` and `hostname.bind` say. */
-  readonly serverId: string
-  /** What `version.bind` says. */
-  readonly version: string
-  /** Numbers in [0, 1). */
-  readonly random: () => number
-}
-
-export interface Reply {
-  readonly octets: Buffer
-  /** The question's type, 0 where there is none that can be read. */
-  readonly type: number
-  readonly rcode: number
-  readonly truncated: boolean
-}
-
-/** Our EDNS size: fits an IPv6 path of 1280 octets, as the DNS Flag Day 2020 has it. A client's own is capped at it. */
+/**
+ * Our EDNS size fits an IPv6 path of 1280 octets (DNS Flag Day 2020). A client's own size is capped at it.
+ */
 const EDNS_UDP_OCTETS = 1232
 /** RFC 1035 4.2.1, without EDNS. */
 const PLAIN_UDP_OCTETS = 512
-const OPT_OCTETS = 11
-const TCP_OCTETS = 65535
+export const MAX_MESSAGE_OCTETS = 65535
 
+/** What a compression pointer can point at (RFC 1035 4.1.4). */
+const MAX_POINTER = 0x3fff
 const QUERY = 0
-const IXFR = 251
-const FLAG = { qr: 0x8000, opcode: 0x7800, aa: 0x0400, tc: 0x0200, rd: 0x0100, cd: 0x0010 }
-const HINFO = 13
+/** Shorter copies are faster octet by octet. */
+const SHORT_COPY_OCTETS = 48
+/** The size of an A record, the smallest that rotates. */
+const MIN_RECORD_OCTETS = 16
 
-/** What a question comes to, before it is encoded. */
-interface Answer {
-  readonly rcode: number
-  readonly authoritative: boolean
-  readonly rrset?: RRset
-  readonly soa?: Record
-  /** A name that stands at the end of the question, for compression. */
-  readonly known?: string
+/** Indices into the counters: queries by type, with one for all other types; responses by rcode; the rest. */
+export const COUNTERS = {
+  type: 0,
+  otherType: 258,
+  rcode: 259,
+  truncated: 276,
+  dropped: 277,
+  words: 278,
+} as const
+
+/** What `respond` needs besides the message. Each thread has one for each transport. */
+export interface Context extends Lots {
+  readonly transport: Transport
+  zone: Zone
+  /**
+   * One for each rotating RRset. They outlive Snapshots, so a change of membership does not restart the
+   * order.
+   */
+  readonly cursors: Int32Array
+  /** For each endpoint and kind of RRset: how often the endpoint was first in an answer. */
+  firsts: Float64Array
+  /** See `COUNTERS`. */
+  readonly counters: Float64Array
+  memory: Int32Array
+  /** The order of the current answer. */
+  windows: Int32Array
+  readonly query: Query
+  readonly draft: Draft
 }
 
-const REFUSED: Answer = { rcode: RCODE.REFUSED, authoritative: false }
-
-/** Undefined where no reply may be sent: no header, or itself a response. */
-export function respond(
-  message: Buffer,
-  transport: 'udp' | 'tcp',
-  options: RespondOptions,
-): Reply | undefined {
-  const query = parseQuery(message)
-  if (query === undefined || query.isResponse) return undefined
-  const answer = decide(query, options)
-  const limit = transport === 'tcp' ? TCP_OCTETS : udpLimit(query)
-  const { rrset } = answer
-  const plan = rrset?.plan
-  if (!query.question || !rrset || !plan) return encode(message, query, answer, undefined, limit, options)
-  const { key, type } = query.question
-  const turnKey = `${type} ${key}`
-  const turn = options.turns.get(turnKey) ?? { name: answer.known ?? '', type, cursor: 0, firsts: new Map() }
-  const order = pick(plan, turn.cursor, options.maxAnswers, options.random)
-  const reply = encode(message, query, answer, order, limit, options)
-  // A truncated answer will be asked for again over TCP: the turn is that one's.
-  if (reply.truncated && transport === 'udp') return reply
-  options.turns.set(turnKey, turn)
-  turn.cursor++
-  const first = rrset.addresses?.[order[0]!] ?? ''
-  turn.firsts.set(first, (turn.firsts.get(first) ?? 0) + 1)
-  return reply
+/** What the current reply has so far. */
+class Draft {
+  end = 0
+  /** Where the records must end, so that the OPT has room behind them. */
+  limit = 0
+  /** The RRset of the answer, or 0 if there is none. */
+  rrset = 0
+  /** How many windows the order of the answer has. */
+  windows = 0
+  nsidOctets = 0
+  answers = 0
+  authorities = 0
+  additionals = 0
+  authoritative = false
+  truncated = false
 }
 
-/** The guards, in their order, then the zone. */
-function decide(query: Query, options: RespondOptions): Answer {
-  const { question } = query
-  if (query.opcode !== QUERY) return { rcode: RCODE.NOTIMP, authoritative: false }
-  // RFC 9619: one question. A query without one is only of use to DNS cookies, which are not ours.
-  if (query.questionCount !== 1 || query.malformed || !question)
-    return { rcode: RCODE.FORMERR, authoritative: false }
-  if (query.edns && query.edns.version > 0) return { rcode: RCODE.BADVERS, authoritative: false }
-  if (question.type === TYPE.AXFR || question.type === IXFR) return REFUSED
-  if (question.class === CLASS.CH) return chaos(question, options)
-  return question.class === CLASS.IN ? lookUp(question, options.zone) : REFUSED
-}
-
-function lookUp({ key, type }: Question, zone: Zone): Answer {
-  if (!isBelow(key, zone.apexKey)) return REFUSED
-  const node = zone.nodes.get(key)
-  const unknown = node ? node.pending : zone.pending.some(service => isBelow(key, service))
-  // An apex that is itself a service still has its SOA and NS, which probes ask for.
-  if (unknown && !node?.rrsets.has(type)) return { rcode: RCODE.SERVFAIL, authoritative: false }
-  const { soa } = zone
-  if (!node) return { rcode: RCODE.NXDOMAIN, authoritative: true, soa, known: zone.apex }
-  const rrset = type === TYPE.ANY ? minimalAny(node, soa.ttl) : node.rrsets.get(type)
-  const known = node.name
-  return rrset
-    ? { rcode: RCODE.NOERROR, authoritative: true, rrset, known }
-    : { rcode: RCODE.NOERROR, authoritative: true, soa, known }
-}
-
-/** Whether the name is `ancestor` or below it: the tail is the same, and starts where a label does. */
-function isBelow(key: NameKey, ancestor: NameKey): boolean {
-  if (!key.endsWith(ancestor)) return false
-  let at = 0
-  while (at < key.length - ancestor.length) at += key.charCodeAt(at) + 1
-  return at === key.length - ancestor.length
-}
-
-/** RFC 8482 4.2: a synthesised HINFO in place of everything. */
-function minimalAny({ name, rrsets }: Node, ttl: number): RRset | undefined {
-  if (rrsets.size === 0) return undefined
-  const data = Buffer.from('\x07RFC8482\x00', 'latin1')
-  return { records: [{ name, type: HINFO, class: CLASS.IN, ttl, data }], additional: [] }
-}
-
-/** RFC 4892: who answers, in class CH. */
-function chaos({ key, type }: Question, { serverId, version }: RespondOptions): Answer {
-  const texts = new Map([
-    ['version.bind', `roundelay ${version}`],
-    ['version.server', `roundelay ${version}`],
-    ['hostname.bind', serverId],
-    ['id.server', serverId],
-  ])
-  for (const [name, text] of texts) {
-    if (keyOf(name) !== key) continue
-    const records = [{ name, type: TYPE.TXT, class: CLASS.CH, ttl: 0, data: [text] }]
-    const asked = type === TYPE.TXT || type === TYPE.ANY
-    const found = { rcode: RCODE.NOERROR, authoritative: true, known: name }
-    return asked ? { ...found, rrset: { records, additional: [] } } : found
+export function createContext(
+  options: Pick<Context, 'transport' | 'zone' | 'cursors' | 'firsts' | 'random'>,
+): Context {
+  const context = {
+    ...options,
+    counters: new Float64Array(COUNTERS.words),
+    memory: new Int32Array(0),
+    windows: new Int32Array(0),
+    query: new Query(),
+    draft: new Draft(),
   }
-  return REFUSED
+  useZone(context, options.zone, options.firsts)
+  return context
 }
 
-const udpLimit = ({ edns }: Query): number =>
-  edns ? Math.max(PLAIN_UDP_OCTETS, Math.min(edns.udpOctets, EDNS_UDP_OCTETS)) : PLAIN_UDP_OCTETS
+/** Replaces the zone between two queries. */
+export function useZone(context: Context, zone: Zone, firsts: Float64Array): void {
+  context.zone = zone
+  context.firsts = firsts
+  if (context.memory.length >= zone.largest) return
+  context.memory = Int32Array.from({ length: zone.largest }, (_, i) => i)
+  context.windows = new Int32Array(2 * zone.largest + 2)
+}
 
 /**
- * The reply in wire form. Answer records are written in `order` until one does not fit, which sets TC;
- * additional ones are left out silently where they do not fit (RFC 2181 9).
+ * Answers `input[0, length)`: writes the reply into `output` and returns its length, or returns `NO_REPLY` if
+ * none is due. `output` may be `input`, and otherwise must not overlap it. It must have room for the largest
+ * reply: 1,232 octets over UDP, 65,535 over TCP.
  */
-function encode(
-  message: Buffer,
-  query: Query,
-  answer: Answer,
-  order: readonly number[] | undefined,
-  limit: number,
-  { serverId }: RespondOptions,
-): Reply {
-  const writer: Writer & { names?: Map<string, number> } = new Packet.Writer()
-  const materialize = writer.toBuffer
-  // dns2 makes a Buffer of the whole message after each record and throws it away: n records, n² work.
-  writer.toBuffer = () => message
-  const questionEnd = query.question?.end ?? HEADER_OCTETS
-  for (let i = 0; i < questionEnd; i++) writer.write(message[i]!, 8)
-  const names = suffixOffsets(answer.known, questionEnd)
-
-  const id = Buffer.from(serverId).subarray(0, 255)
-  // A long one and a long question may be more than 512 octets: the question must stand.
-  const nsid = query.edns?.nsid && questionEnd + OPT_OCTETS + 4 + id.length <= limit ? id : undefined
-  const opt = query.edns ? OPT_OCTETS + (nsid ? 4 + nsid.length : 0) : 0
-  const add = (record: Record): boolean => {
-    const before = writer.bitLength()
-    // dns2 points at every name it knows. The target of an SRV is written whole (RFC 2782),
-    // so there it knows only the owner, which is the question's name.
-    writer.names = record.type === TYPE.SRV ? new Map([[record.name, HEADER_OCTETS]]) : names
-    Packet.Resource.encode(record as Resource, writer)
-    const fits = writer.byteLength() + opt <= limit
-    if (!fits) writer.buffer.length = before
-    else if (writer.names !== names) for (const [name, offset] of writer.names) names.set(name, offset)
-    return fits
+export function respond(input: Uint8Array, length: number, output: Uint8Array, context: Context): number {
+  const { query, draft, counters } = context
+  if (!parseQuery(input, length, query)) {
+    counters[COUNTERS.dropped]!++
+    return NO_REPLY
   }
+  const questionEnd = query.nameEnd === 0 ? HEADER_OCTETS : query.nameEnd + 4
+  if (output !== input) for (let i = HEADER_OCTETS; i < questionEnd; i++) output[i] = input[i]!
+  draft.end = questionEnd
+  draft.limit = replyLimit(context) - (query.edns ? OPT_OCTETS : 0)
+  draft.rrset = 0
+  draft.nsidOctets = 0
+  draft.answers = 0
+  draft.authorities = 0
+  draft.additionals = 0
+  draft.authoritative = false
+  draft.truncated = false
 
-  const { rrset } = answer
-  const wanted = rrset ? (order ?? rrset.records.map((_, i) => i)) : []
-  const written = rrset ? countWhile(wanted, i => add(rrset.records[i]!)) : 0
-  const truncated = written < wanted.length
-  const authority = answer.soa && add(answer.soa) ? 1 : 0
-  const extra = truncated ? [] : wanted.flatMap(i => rrset?.additional[i] ?? [])
-  let additional = countWhile(extra, add)
-  if (query.edns) {
-    writeOpt(writer, answer.rcode, query.edns.dnssecOk, nsid)
-    additional++
-  }
+  const refused = guard(query)
+  const rcode = refused === RCODE.NOERROR ? look(output, context) : refused
+  // Only required records have been written so far. Optional ones get the room that is left (RFC 2181 9).
+  if (query.nsid && draft.end + context.zone.nsidOctets <= draft.limit)
+    draft.nsidOctets = context.zone.nsidOctets
+  draft.limit -= draft.nsidOctets
+  if (draft.rrset !== 0 && !draft.truncated) writeGlue(output, questionEnd, context)
+  if (query.edns) writeOpt(output, rcode, context)
+  writeHeader(output, rcode, context)
 
-  const octets = materialize.call(writer)
-  const kept = query.flags & (FLAG.opcode | FLAG.rd | FLAG.cd)
-  const set = FLAG.qr | (answer.authoritative ? FLAG.aa : 0) | (truncated ? FLAG.tc : 0)
-  octets.writeUInt16BE(kept | set | (answer.rcode & 0xf), 2)
-  const counts = [query.question ? 1 : 0, written, authority, additional]
-  for (const [i, count] of counts.entries()) octets.writeUInt16BE(count, 4 + 2 * i)
-  return { octets, type: query.question?.type ?? 0, rcode: answer.rcode, truncated }
+  const { type } = query
+  counters[type < COUNTERS.otherType ? COUNTERS.type + type : COUNTERS.otherType]!++
+  counters[COUNTERS.rcode + rcode]!++
+  if (draft.truncated) counters[COUNTERS.truncated]!++
+  return draft.end
 }
 
-function countWhile<T>(items: readonly T[], take: (item: T) => boolean): number {
-  const stop = items.findIndex(item => !take(item))
-  return stop === -1 ? items.length : stop
+function replyLimit({ transport, query }: Context): number {
+  if (transport === 'tcp') return MAX_MESSAGE_OCTETS
+  return query.edns
+    ? Math.max(PLAIN_UDP_OCTETS, Math.min(query.udpOctets, EDNS_UDP_OCTETS))
+    : PLAIN_UDP_OCTETS
 }
 
-/** Where in the question the name `known` and each of its parents stand (RFC 1035 4.1.4). */
-function suffixOffsets(known: string | undefined, questionEnd: number): Map<string, number> {
-  const offsets = new Map<string, number>()
-  if (known === undefined) return offsets
-  const nameEnd = questionEnd - 4
-  for (let suffix = known; ; suffix = suffix.slice(suffix.indexOf('.') + 1)) {
-    offsets.set(suffix, nameEnd - wireLength(suffix))
-    if (!suffix.includes('.')) return offsets
+/** Returns the error that a query gets before anything is looked up, or NOERROR. */
+function guard(query: Query): number {
+  // RFC 6891 6.1.3. The rest of the message could mean something else in that version.
+  if (query.edns && query.version > 0 && !query.malformed) return RCODE.BADVERS
+  if (query.opcode !== QUERY) return RCODE.NOTIMP
+  // RFC 9619 allows one question. Only DNS cookies use a query without one, and we do not implement them.
+  if (query.malformed || query.questionCount !== 1) return RCODE.FORMERR
+  if (query.type === TYPE.AXFR || query.type === IXFR) return RCODE.REFUSED
+  return query.class === CLASS.IN || query.class === CLASS.CH ? RCODE.NOERROR : RCODE.REFUSED
+}
+
+/** Writes the answer to the question, and returns the rcode. */
+function look(output: Uint8Array, context: Context): number {
+  const { zone, query, draft } = context
+  const { nameEnd, type } = query
+  const hash = hashName(output, HEADER_OCTETS, nameEnd)
+  if (query.class === CLASS.CH) return lookInChaos(output, hash, context)
+  // ANY has one entry for all names, and type 0 is that of the names themselves.
+  if (type !== TYPE.ANY && type !== 0) {
+    const entry = findEntry(zone, output, HEADER_OCTETS, nameEnd, hash, question(type, CLASS.IN))
+    if (entry !== 0) return writeAnswer(output, entry, context)
+  }
+  const name = findEntry(zone, output, HEADER_OCTETS, nameEnd, hash, nameQuestion(CLASS.IN))
+  if (name === 0) {
+    const apex = apexStart(zone, output, nameEnd)
+    if (apex === 0) return RCODE.REFUSED
+    if (zone.pending && isBelowPending(zone, output, apex, nameEnd)) return RCODE.SERVFAIL
+    writeSoa(output, zone, draft, nameEnd)
+    return RCODE.NXDOMAIN
+  }
+  const flags = zone.words[name + ENTRY.flags]!
+  // If the service is the apex, its SOA and NS, which probes ask for, were already found above.
+  if ((flags & PENDING) !== 0) return RCODE.SERVFAIL
+  if (type === TYPE.ANY && (flags & HAS_RECORDS) !== 0) return writeAnswer(output, zone.any, context)
+  writeSoa(output, zone, draft, nameEnd)
+  return RCODE.NOERROR
+}
+
+/** RFC 4892: which server this is. Class CH has no zone here, so its negative answers have no SOA. */
+function lookInChaos(output: Uint8Array, hash: number, context: Context): number {
+  const { zone, query, draft } = context
+  const type = query.type === TYPE.ANY ? TYPE.TXT : query.type
+  const asked = type === 0 ? -1 : question(type, CLASS.CH)
+  const entry = findEntry(zone, output, HEADER_OCTETS, query.nameEnd, hash, asked)
+  if (entry !== 0) return writeAnswer(output, entry, context)
+  const name = findEntry(zone, output, HEADER_OCTETS, query.nameEnd, hash, nameQuestion(CLASS.CH))
+  if (name === 0) return RCODE.REFUSED
+  draft.authoritative = true
+  return RCODE.NOERROR
+}
+
+/** Returns where the apex begins within the question's name, or 0 if the name is outside the zone. */
+function apexStart(zone: Zone, output: Uint8Array, nameEnd: number): number {
+  const apex = nameEnd - zone.apexOctets
+  let at = HEADER_OCTETS
+  while (at < apex) at += output[at]! + 1
+  if (at !== apex) return 0
+  const hash = hashName(output, apex, nameEnd)
+  return findEntry(zone, output, apex, nameEnd, hash, question(TYPE.SOA, CLASS.IN)) === 0 ? 0 : apex
+}
+
+function isBelowPending(zone: Zone, output: Uint8Array, apex: number, nameEnd: number): boolean {
+  for (let at = HEADER_OCTETS; at <= apex; at += output[at]! + 1) {
+    const hash = hashName(output, at, nameEnd)
+    const name = findEntry(zone, output, at, nameEnd, hash, nameQuestion(CLASS.IN))
+    if (name !== 0 && (zone.words[name + ENTRY.flags]! & PENDING) !== 0) return true
+  }
+  return false
+}
+
+/**
+ * Writes the SOA of a negative answer (RFC 2308 3). Its pointers are set to where the apex stands in this
+ * question.
+ */
+function writeSoa(output: Uint8Array, zone: Zone, draft: Draft, nameEnd: number): void {
+  const { words } = zone
+  draft.authoritative = true
+  const rrset = zone.soa + words[zone.soa + ENTRY.rrset]!
+  const start = 4 * rrset + words[rrset + RRSET.recordOctets]!
+  const octets = words[rrset + RRSET.words + 1]!
+  if (draft.end + octets > draft.limit) {
+    draft.truncated = true
+    return
+  }
+  copy(zone, start, start + octets, output, draft.end)
+  // A name has at most 255 octets, so only the lower octet of a pointer changes.
+  for (let i = 0; i < SOA_POINTERS.length; i++)
+    output[draft.end + SOA_POINTERS[i]! + 1] = nameEnd - zone.apexOctets
+  draft.end += octets
+  draft.authorities = 1
+}
+
+/** Writes as many records of an entry as fit, takes its turn, and returns NOERROR. */
+function writeAnswer(output: Uint8Array, entry: number, context: Context): number {
+  const { zone, draft, windows } = context
+  const { words } = zone
+  const rrset = entry + words[entry + ENTRY.rrset]!
+  draft.authoritative = true
+  draft.rrset = rrset
+  if (words[entry + ENTRY.cursor]! < 0) {
+    windows[0] = 0
+    windows[1] = words[rrset + RRSET.records]!
+    draft.windows = 1
+    fit(rrset, windows[1], context)
+  } else {
+    takeTurn(entry, rrset, context)
+  }
+  const starts = rrset + RRSET.words
+  const records = 4 * rrset + words[rrset + RRSET.recordOctets]!
+  for (let i = 0; i < draft.windows; i++) {
+    const first = starts + windows[2 * i]!
+    const from = words[first]!
+    const to = words[first + windows[2 * i + 1]!]!
+    copy(zone, records + from, records + to, output, draft.end)
+    draft.end += to - from
+  }
+  return RCODE.NOERROR
+}
+
+/** If another thread takes the same turn at the same time, the order is computed again for the next turn. */
+function takeTurn(entry: number, rrset: number, context: Context): void {
+  const { zone, draft, transport, cursors } = context
+  const { words } = zone
+  const cursor = words[entry + ENTRY.cursor]!
+  for (;;) {
+    const turn = Atomics.load(cursors, cursor)
+    fit(rrset, arrange(rrset, turn >>> 0, context), context)
+    // The client asks again over TCP, and that answer takes the turn.
+    if (draft.truncated && transport === 'udp') return
+    if (Atomics.compareExchange(cursors, cursor, turn, (turn + 1) | 0) === turn) break
+  }
+  const first = storedIndex(words, rrset, context.windows[0]!)
+  const counts = words[placesOf(words, rrset) + first]!
+  context.firsts[counts + words[entry + ENTRY.count]!]!++
+}
+
+/** Writes the windows of the answer at this turn, and returns how many records the answer needs. */
+function arrange(rrset: number, turn: number, context: Context): number {
+  const { zone, draft, windows } = context
+  const { words } = zone
+  const records = words[rrset + RRSET.records]!
+  // One record more than can fit is enough to see that the answer is truncated.
+  const fitting = ((draft.limit - draft.end) / MIN_RECORD_OCTETS) | 0
+  const taken = Math.min(records, zone.maxAnswers, fitting + 1)
+  const policy = words[rrset + RRSET.policy]!
+  if (policy >= 0) {
+    draft.windows = policies[policy]?.arrange?.(records, taken, turn, context, windows) ?? 0
+    return taken
+  }
+  const ring = words[rrset + RRSET.ring]!
+  const turns = words[rrset + RRSET.turns]!
+  const head = turns === 0 ? turn % ring : words[turnsOf(words, rrset) + (turn % turns)]!
+  draft.windows = turnWindows(ring, head, taken, windows)
+  return taken
+}
+
+/** Cuts the windows to the records that fit. */
+function fit(rrset: number, wanted: number, { zone, draft, windows }: Context): void {
+  const { words } = zone
+  let room = draft.limit - draft.end
+  let fitted = 0
+  for (let i = 0; i < draft.windows; i++) {
+    const first = rrset + RRSET.words + windows[2 * i]!
+    const count = windows[2 * i + 1]!
+    const fits = fittingRecords(words, first, count, room)
+    fitted += fits
+    room -= words[first + fits]! - words[first]!
+    if (fits === count) continue
+    windows[2 * i + 1] = fits
+    draft.windows = i + 1
+  }
+  draft.answers = fitted
+  draft.truncated = fitted < wanted
+}
+
+/** Returns how many of the `count` records whose starts stand at `first` have room. */
+function fittingRecords(words: Int32Array, first: number, count: number, room: number): number {
+  const end = words[first]! + room
+  if (words[first + count]! <= end) return count
+  let fits = 0
+  let tooMany = count
+  while (tooMany - fits > 1) {
+    const middle = (fits + tooMany) >> 1
+    if (words[first + middle]! <= end) fits = middle
+    else tooMany = middle
+  }
+  return fits
+}
+
+const turnsOf = (words: Int32Array, rrset: number): number =>
+  rrset + RRSET.words + storedRecords(words[rrset + RRSET.records]!, words[rrset + RRSET.ring]!) + 1
+
+const placesOf = (words: Int32Array, rrset: number): number =>
+  turnsOf(words, rrset) + words[rrset + RRSET.turns]!
+
+/** Converts a position to the index of its record, since the ring is stored twice. */
+function storedIndex(words: Int32Array, rrset: number, position: number): number {
+  const ring = words[rrset + RRSET.ring]!
+  return position < ring ? position : position - ring
+}
+
+/** Writes as many addresses of the names in the answer as fit, in the order of the answer. */
+function writeGlue(output: Uint8Array, answerStart: number, context: Context): void {
+  const { zone, draft, windows } = context
+  const { rrset } = draft
+  const { words } = zone
+  const glue = words[rrset + RRSET.glue]!
+  const target = words[rrset + RRSET.target]!
+  if (target === 0) {
+    for (let i = 0; i < glue; i++) if (!writeGlueRecord(output, i, 0, context)) return
+    return
+  }
+  let record = answerStart
+  for (let i = 0; i < draft.windows; i++) {
+    const first = windows[2 * i]!
+    const end = first + windows[2 * i + 1]!
+    for (let position = first; position < end; position++) {
+      const index = storedIndex(words, rrset, position)
+      if (!writeGlueRecord(output, index, record + target, context)) return
+      const start = rrset + RRSET.words + position
+      record += words[start + 1]! - words[start]!
+    }
   }
 }
 
-/** RFC 6891 6.1.3. By hand, since dns2 knows no NSID and would leave it out. */
-function writeOpt(writer: Writer, rcode: number, dnssecOk: boolean, nsid: Buffer | undefined): void {
-  writer.write(0, 8)
-  writer.write(OPT, 16)
-  writer.write(EDNS_UDP_OCTETS, 16)
-  writer.write(rcode >> 4, 8)
-  writer.write(0, 8)
-  writer.write(dnssecOk ? 0x8000 : 0, 16)
-  writer.write(nsid ? 4 + nsid.length : 0, 16)
-  if (!nsid) return
-  writer.write(NSID, 16)
-  writer.write(nsid.length, 16)
-  for (const octet of nsid) writer.write(octet, 8)
+/**
+ * Returns false if the record does not fit. Its owner is a pointer to `name`, if a pointer can reach that
+ * far.
+ */
+function writeGlueRecord(output: Uint8Array, index: number, name: number, context: Context): boolean {
+  const { zone, draft } = context
+  const { rrset } = draft
+  const { words } = zone
+  const starts = placesOf(words, rrset) + words[rrset + RRSET.places]! + 2 * index
+  const pointer = name > 0 && name <= MAX_POINTER
+  const from = words[pointer ? starts + 1 : starts]!
+  const to = words[starts + 2]!
+  if (draft.end + (pointer ? 2 : 0) + to - from > draft.limit) return false
+  if (pointer) {
+    output[draft.end] = 0xc0 | (name >> 8)
+    output[draft.end + 1] = name
+    draft.end += 2
+  }
+  const glue = 4 * rrset + words[rrset + RRSET.glueOctets]!
+  copy(zone, glue + from, glue + to, output, draft.end)
+  draft.end += to - from
+  draft.additionals++
+  return true
+}
+
+/** RFC 6891 6.1.3. */
+function writeOpt(output: Uint8Array, rcode: number, { zone, query, draft }: Context): void {
+  const { nsidOctets } = draft
+  let at = draft.end
+  output[at++] = 0
+  at = writeU16(output, at, TYPE.OPT)
+  at = writeU16(output, at, EDNS_UDP_OCTETS)
+  at = writeU16(output, at, (rcode >> 4) << 8)
+  at = writeU16(output, at, query.dnssecOk ? 0x8000 : 0)
+  at = writeU16(output, at, nsidOctets)
+  copy(zone, zone.nsid, zone.nsid + nsidOctets, output, at)
+  draft.end = at + nsidOctets
+  draft.additionals++
+}
+
+function writeHeader(output: Uint8Array, rcode: number, { query, draft }: Context): void {
+  const kept = query.flags & (FLAG.opcode | FLAG.recursionDesired | FLAG.checkingDisabled)
+  const authoritative = draft.authoritative ? FLAG.authoritative : 0
+  const truncated = draft.truncated ? FLAG.truncated : 0
+  writeU16(output, 0, query.id)
+  writeU16(output, 2, FLAG.response | kept | authoritative | truncated | (rcode & 0xf))
+  writeU16(output, 4, query.nameEnd === 0 ? 0 : 1)
+  writeU16(output, 6, draft.answers)
+  writeU16(output, 8, draft.authorities)
+  writeU16(output, 10, draft.additionals)
+}
+
+function writeU16(output: Uint8Array, at: number, value: number): number {
+  output[at] = value >> 8
+  output[at + 1] = value
+  return at + 2
+}
+
+function copy({ octets }: Zone, from: number, to: number, output: Uint8Array, at: number): void {
+  if (to - from > SHORT_COPY_OCTETS) octets.copy(output, at, from, to)
+  else for (let i = from; i < to; i++) output[at + i - from] = octets[i]!
 }

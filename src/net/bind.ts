@@ -1,4 +1,4 @@
-/** What servers over TCP and UDP share: one port for both, one way to end. */
+/** Binds TCP and UDP sockets to the same addresses and ports: all of them or none. */
 import { createSocket, type Socket, type SocketOptions } from 'node:dgram'
 import { once } from 'node:events'
 import type { Server } from 'node:net'
@@ -8,22 +8,23 @@ interface Closable {
   close(): unknown
 }
 
-/** Opens a socket; resolves with it and the port that the system chose, or rejects with Node's error. */
+/** Opens a socket. Resolves with it and the port that the system chose, or rejects with Node's error. */
 export type Open<S> = (wanted: SocketAddress) => Promise<{ readonly socket: S; readonly port: number }>
 
-interface Bound<T, U> {
+/** The sockets of one address. */
+interface BoundPair<T, U> {
   /** With the port that the system chose. */
   readonly address: SocketAddress
   readonly tcp: T
   readonly udp: U
 }
 
-/** Replies that the kernel does not take yet; beyond this a datagram is dropped, as UDP may. */
+/** With more octets than this waiting for the kernel to take them, a datagram is dropped, as UDP may be. */
 export const MAX_QUEUED_OCTETS = 4 * 1024 * 1024
 export const RECEIVE_BUFFER_OCTETS = 4 * 1024 * 1024
 const PORT_ZERO_TRIES = 10
 
-/** What both of our UDP servers want of a socket for this address. */
+/** The options of a UDP server's socket for this address. */
 export function udpOptions(address: string): SocketOptions {
   const family = isIpv6(address) ? 6 : 4
   return {
@@ -35,13 +36,16 @@ export function udpOptions(address: string): SocketOptions {
   }
 }
 
-/** Resolves when all listen; rejects with Node's error (`code`, `address`, `port`) if one cannot, and then none does. */
+/**
+ * Resolves when all listen. If one cannot, all are closed, and it rejects with Node's error (`code`,
+ * `address`, `port`).
+ */
 export async function bindAll<T extends Closable | undefined, U extends Closable | undefined>(
   addresses: readonly SocketAddress[],
   openTcp: Open<T>,
   openUdp: Open<U>,
-): Promise<Bound<T, U>[]> {
-  const bound: Bound<T, U>[] = []
+): Promise<BoundPair<T, U>[]> {
+  const bound: BoundPair<T, U>[] = []
   try {
     for (const address of addresses) bound.push(await bindBoth(address, openTcp, openUdp))
   } catch (error) {
@@ -54,12 +58,12 @@ export async function bindAll<T extends Closable | undefined, U extends Closable
   return bound
 }
 
-/** Port 0: the one that TCP got, tried anew when UDP has it in use. */
+/** For port 0, UDP takes the port that TCP received; if another UDP socket has it, both are tried again. */
 async function bindBoth<T extends Closable | undefined, U>(
   wanted: SocketAddress,
   openTcp: Open<T>,
   openUdp: Open<U>,
-): Promise<Bound<T, U>> {
+): Promise<BoundPair<T, U>> {
   for (let attempt = 1; ; attempt++) {
     const tcp = await openTcp(wanted)
     try {
@@ -73,11 +77,11 @@ async function bindBoth<T extends Closable | undefined, U>(
   }
 }
 
-/** For a transport that is not served. */
-export const openNothing: Open<undefined> = async ({ port }) => ({ socket: undefined, port })
+/** Stands for a transport that is not served. */
+export const openNone: Open<undefined> = async ({ port }) => ({ socket: undefined, port })
 
-/** Over TCP, by Node. */
-export const openTcp =
+/** A TCP server of Node that listens. */
+export const listenNodeTcp =
   <T extends Server>(make: () => T): Open<T> =>
   async wanted => {
     const socket = make()
@@ -86,8 +90,8 @@ export const openTcp =
     return { socket, port: (socket.address() as { port: number }).port }
   }
 
-/** Over UDP, by Node. */
-export const openUdp =
+/** A UDP socket of Node that is bound. */
+export const bindNodeUdp =
   <U extends Socket>(make: (address: string) => U): Open<U> =>
   async wanted => {
     const socket = make(wanted.address)
@@ -103,7 +107,7 @@ export const openUdp =
     }
   }
 
-/** On a machine that has no IPv6, "every address" is those of IPv4: `open` is called again without `::`. */
+/** On a machine without IPv6, "every address" means those of IPv4: `open` is called again without `::`. */
 export async function retryWithoutIpv6<T>(
   addresses: readonly SocketAddress[],
   open: (addresses: readonly SocketAddress[]) => Promise<T>,

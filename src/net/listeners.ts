@@ -1,19 +1,19 @@
 /**
- * The TCP listeners of one server behind one cap. At the cap they stop accepting, so that clients wait in the
- * kernel's queue: none is refused, none is lost. Node alone cannot do that: to stop accepting it has to close the
- * listening socket, which refuses whoever waits. So on Linux the socket is opened through `sys`, and Node is given
- * a duplicate of its descriptor for as long as it shall accept.
+ * The TCP listeners of one server, which share one cap. At the cap they stop accepting, so that clients wait
+ * in the kernel's queue: none is refused, none is lost. Node alone cannot do that: to stop accepting it has
+ * to close the listening socket, which refuses the clients that wait. So on Linux the socket is opened
+ * through `sys`, and Node receives a duplicate of its descriptor for as long as it may accept.
  */
 import { readdirSync, readFileSync } from 'node:fs'
 import { createServer, type Server, type ServerOpts, type Socket } from 'node:net'
 import type { SocketAddress } from '../address.ts'
 import { type Say, sparingly } from '../say.ts'
 import { whyUnavailable } from '../sys/available.ts'
-import { type Open, openTcp } from './bind.ts'
+import { listenNodeTcp, type Open } from './bind.ts'
 
 const KEEP_ALIVE_MS = 60_000
 const RESUME_RETRY_MS = 100
-/** For the admin server, logs and whatever Node opens by the way. */
+/** For the admin server, logs and what Node itself opens. */
 const SPARE_DESCRIPTORS = 16
 
 /** One listening socket. */
@@ -30,12 +30,14 @@ const serverOptions: ServerOpts = {
   keepAlive: true,
   keepAliveInitialDelay: KEEP_ALIVE_MS,
   noDelay: true,
-  // Nobody but who takes the connection over may read from it.
+  // Only the code or the process that takes the connection over may read from it.
   pauseOnConnect: true,
 }
 
 export class Listeners {
-  /** Clients served at a time: what was asked for, or less where the limit of descriptors is lower. */
+  /**
+   * Clients that are served at a time: as many as `wanted`, or fewer where the limit of descriptors is lower.
+   */
   readonly cap: number
   readonly #serve: (socket: Socket) => void
   readonly #full: (details: object) => void
@@ -71,7 +73,7 @@ export class Listeners {
   }
 
   #accept(socket: Socket): void {
-    // Only where a listener cannot pause.
+    // This happens only where a listener cannot pause.
     if (this.#active >= this.cap) return void socket.destroy()
     this.#active++
     this.#serve(socket)
@@ -81,7 +83,7 @@ export class Listeners {
     this.#full({ cap: this.cap })
   }
 
-  /** A client that `serve` was given has ended. */
+  /** Must be called when a client that `serve` received has ended. */
   left(): void {
     this.#active--
     if (!this.#paused) return
@@ -96,7 +98,7 @@ export class Listeners {
 }
 
 async function openPortable(wanted: SocketAddress, make: () => Server): ReturnType<Open<Listener>> {
-  const { socket: server, port } = await openTcp(make)(wanted)
+  const { socket: server, port } = await listenNodeTcp(make)(wanted)
   const socket = { pause() {}, resume() {}, queued: () => 0, close: () => void server.close() }
   return { socket, port }
 }
@@ -107,7 +109,7 @@ async function openLinux(wanted: SocketAddress, make: () => Server): ReturnType<
   return { socket: await pausable(fd, make()), port: address.port }
 }
 
-/** Lets `server` accept from a listening, non-blocking socket, which belongs to the listener from now on. */
+/** Lets `server` accept from a listening, non-blocking socket. The listener owns the socket from now on. */
 export async function pausable(fd: number, server: Server): Promise<Listener> {
   const { queued, BACKLOG } = await import('../sys/sockets.ts')
   const { close, dup } = await import('../sys/libc.ts')
@@ -116,8 +118,7 @@ export async function pausable(fd: number, server: Server): Promise<Listener> {
     if (server.listening) return
     const copy = dup(fd)
     if (copy < 0) retry = setTimeout(resume, RESUME_RETRY_MS)
-    // It listens at once; the event that says so comes later.
-    // With a descriptor, Node heeds no `backlog` among the options.
+    // It listens at once; the event comes later. With a descriptor, Node ignores `backlog` among the options.
     else server.listen({ fd: copy }, BACKLOG)
   }
   const pause = () => {
@@ -136,7 +137,7 @@ export async function pausable(fd: number, server: Server): Promise<Listener> {
   }
 }
 
-/** How many more descriptors this process may have open, and have some left to work with; at least 1. */
+/** How many connections this process has descriptors for, with some left for its own work; at least 1. */
 export function descriptorRoom(): number {
   try {
     const limit = /^Max open files\s+(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))?.[1]

@@ -117,7 +117,7 @@ export const metrics = {
     role: 'dns',
     type: 'counter',
     labels: [],
-    help: 'Queries without a reply because of an internal error.',
+    help: 'Queries without a reply because of an internal error, and replies that UDP could not send.',
   },
   roundelay_dns_request_duration_seconds: {
     role: 'dns',

@@ -1,34 +1,37 @@
-/** Starts the processes that run child.ts. */
+/** Starts processes that run child.ts. */
 import { type ChildProcess, type IOType, spawn } from 'node:child_process'
 import type { Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
+import type { Clock } from '../clock.ts'
 import { compileCache } from '../compile-cache.ts'
 import { programUrl } from '../program.ts'
 import { type ChildOrders, CONTROL } from './orders.ts'
 
-/** Long, for a busy machine. */
-const START_DEADLINE_MS = 20_000
+/** Much longer than a start takes, even on a busy machine. */
+export const START_DEADLINE_MS = 20_000
 const program = fileURLToPath(programUrl('child', import.meta.url))
 
 export interface Child {
   readonly process: ChildProcess
   readonly pid: number
-  /** To and from the child; its end tells the child that we are gone. */
+  /** To and from the child. When this end is closed, the child knows that we are gone. */
   readonly control: Socket
-  /** Resolves when it has said something: it has started. */
-  readonly spoke: Promise<void>
-  /** Resolves with undefined when the child ended as it should, else with why it did. */
+  /** Resolves when the child has sent its first state: it has started. */
+  readonly started: Promise<void>
+  /** Resolves when the child has ended: with undefined if it ended by itself, else with the reason. */
   readonly ended: Promise<string | undefined>
 }
 
 /**
- * `connection` becomes the child's descriptor 0, `listeners` those from 4 on. Undefined when the system has no more
- * processes or descriptors: `refused` is then called with the error.
+ * `connection` becomes the child's descriptor 0, `listeners` its descriptors from 4 on. Returns undefined
+ * when the system has no more processes or descriptors, and then calls `refused` with the error. A child that
+ * has not started after `START_DEADLINE_MS` is killed.
  */
 export function startChild(
   orders: ChildOrders,
   connection: IOType | Socket,
   listeners: readonly number[],
+  clock: Clock,
   refused: (error: Error) => void,
 ): Child | undefined {
   let child: ChildProcess
@@ -40,7 +43,7 @@ export function startChild(
       env: { ...compileCache(), ...process.env },
     })
   } catch (error) {
-    // Of what may be wrong spawn throws some (ENOMEM) and emits the rest (EAGAIN, EMFILE).
+    // spawn throws some errors (ENOMEM) and emits others (EAGAIN, EMFILE).
     refused(error as Error)
     return undefined
   }
@@ -50,17 +53,18 @@ export function startChild(
     return undefined
   }
   const control = child.stdio[CONTROL] as Socket
-  // The child may end at any time.
+  // The child may end at any time, and a write then fails.
   control.on('error', () => {})
   const ended = new Promise<string | undefined>(resolve => {
-    // Not 'exit', which may come before the last that it said.
+    // 'exit' may come before the last octets of the control socket, 'close' does not.
     child.once('close', (code, signal) =>
       resolve(code === 0 ? undefined : signal ? `killed by ${signal}` : `exit code ${code}`),
     )
   })
-  const spoke = new Promise<void>(resolve => control.once('data', () => resolve()))
-  // Where the system runs out of threads in the middle of it, Node may hang in its start.
-  const late = setTimeout(() => child.kill('SIGKILL'), START_DEADLINE_MS)
-  for (const over of [spoke, ended]) over.then(() => clearTimeout(late))
-  return { process: child, pid, control, spoke, ended }
+  const started = new Promise<void>(resolve => control.once('data', () => resolve()))
+  // When the system runs out of threads during its start, Node may hang.
+  const cancel = clock.after(START_DEADLINE_MS, () => child.kill('SIGKILL'))
+  started.then(cancel)
+  ended.then(cancel)
+  return { process: child, pid, control, started, ended }
 }

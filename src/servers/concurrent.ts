@@ -1,12 +1,13 @@
 /**
- * The concurrent model (TLPI 60.3, is_echo_sv): the parent accepts, and makes a process for each connection, reaped when it
- * ends. Node cannot fork, so each child is a new Node that is given the connection as descriptor 0, as inetd does it:
- * a lesson in what a process costs, with a cap. Compare with prefork.ts, which pays that price in advance.
+ * The concurrent model (TLPI 60.3, is_echo_sv): the parent accepts, starts a process for each connection, and
+ * reaps it when it ends. Node cannot fork, so each child is a new Node that receives the connection as
+ * descriptor 0, as behind inetd. That shows what a process costs, so there is a cap. Compare with prefork.ts,
+ * which pays that price in advance.
  */
 import type { Socket } from 'node:net'
-import { setTimeout as sleep } from 'node:timers/promises'
+import { pause } from '../clock.ts'
 import { untilDeadline } from '../lifecycle.ts'
-import { bindAll, openNothing } from '../net/bind.ts'
+import { bindAll, openNone } from '../net/bind.ts'
 import { Listeners } from '../net/listeners.ts'
 import type { Protocol } from '../protocols.ts'
 import { sparingly } from '../say.ts'
@@ -15,37 +16,37 @@ import { type ChildState, countersOf, type EchoService, type ServerOptions } fro
 
 const FORK_RETRY_MS = 250
 
-type Options = Pick<ServerOptions, 'listen' | 'idleMs' | 'maxChildren' | 'say'>
+type Options = Pick<ServerOptions, 'listen' | 'idleMs' | 'maxChildren' | 'clock' | 'say'>
 
 export async function concurrent(protocol: Protocol, options: Options): Promise<EchoService> {
-  const { idleMs, say } = options
-  const orders = {
-    protocol: { module: protocol.module, name: protocol.name },
-    idleMs,
-    listeners: 0,
-    maxRequests: 0,
-  }
-  /** The state of each that lives. */
+  const { idleMs, clock, say } = options
+  const orders = { protocol: protocol.name, idleMs, listeners: 0, maxRequests: 0 }
+  /** Those that are alive. */
   const children = new Map<Child, ChildState>()
   const tally = { forks: 0, failures: 0 }
   let closing = false
   let whenIdle = () => {}
 
-  const refused = sparingly(err => say('error', 'cannot make a process: clients wait', { err }))
+  const refused = sparingly(err => say('error', 'cannot start a process: clients wait', { err }))
   const sayDied = sparingly(details => say('warn', 'child died: its client is cut off', details))
-  const sayDiedEarly = sparingly(details => say('warn', 'child died at its start: its client waits', details))
+  const sayDiedEarly = sparingly(details =>
+    say('warn', 'child died during its start: its client waits', details),
+  )
 
-  /** The client waits, unread, until a process says that it has it. Resolves when all is over. */
+  /**
+   * Reads nothing from the client, which waits until a process has taken it over. Resolves when the client
+   * has left.
+   */
   async function fork(connection: Socket): Promise<void> {
-    for (; !closing && !connection.destroyed; await sleep(FORK_RETRY_MS)) {
-      const child = startChild(orders, connection, [], refused)
+    for (; !closing && !connection.destroyed; await pause(clock, FORK_RETRY_MS)) {
+      const child = startChild(orders, connection, [], clock, refused)
       if (!child) continue
       tally.forks++
       children.set(child, 'starting')
-      child.spoke.then(() => {
+      child.started.then(() => {
         children.set(child, 'busy')
         counters.connections++
-        // It has its own descriptor of it.
+        // The child has its own descriptor.
         connection.destroy()
       })
       const reason = await child.ended
@@ -69,7 +70,7 @@ export async function concurrent(protocol: Protocol, options: Options): Promise<
 
   const listeners = new Listeners(options.maxChildren, connection => void serve(connection), say)
   const counters = countersOf(listeners)
-  const bound = await bindAll(options.listen, listeners.open, openNothing)
+  const bound = await bindAll(options.listen, listeners.open, openNone)
 
   return {
     name: protocol.name,

@@ -1,25 +1,33 @@
 /**
  * The event-loop model (TLPI 60.4 and 63): one process serves many clients, over TCP and UDP, with Node's own
- * sockets. Nothing here knows that replicas are balanced. Compare with iterative.ts (UDP) and prefork.ts (TCP).
+ * sockets. Nothing here knows that replicas are balanced. Compare with iterative.ts (UDP) and prefork.ts
+ * (TCP).
  */
 import type { RemoteInfo, Socket as UdpSocket } from 'node:dgram'
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import { untilDeadline } from '../lifecycle.ts'
-import { bindAll, MAX_QUEUED_OCTETS, openNothing, openUdp, udpSocket } from '../net/bind.ts'
+import { bindAll, bindNodeUdp, MAX_QUEUED_OCTETS, openNone, udpSocket } from '../net/bind.ts'
 import { Listeners } from '../net/listeners.ts'
-import { NO_REPLY, type Protocol, SMALL_SERVICE_PORTS } from '../protocols.ts'
-import { countersOf, type EchoCounters, type EchoService, models, type ServerOptions } from './service.ts'
+import { mayAnswer, NO_REPLY, type Protocol, type Session } from '../protocols.ts'
+import { countersOf, type EchoCounters, type EchoService, type ServerOptions } from './service.ts'
+
+/**
+ * What a session may give at a time when it speaks by itself. Less than a socket's own buffer, which then
+ * never fills.
+ */
+const SPEECH_OCTETS = 16 * 1024
 
 type Options = Pick<ServerOptions, 'listen' | 'idleMs' | 'maxConnections' | 'say'> &
   Partial<Pick<ServerOptions, 'transports'>> & {
-    /** More ports whose datagrams are dropped; may change while it serves. */
+    /** Ports of other servers of this process; may change while it serves. */
     readonly alsoBlocked?: ReadonlySet<number>
   }
 
 export async function eventLoop(protocol: Protocol, options: Options): Promise<EchoService> {
-  const { transports = models['event-loop'], alsoBlocked = new Set(), idleMs } = options
+  const { transports = ['udp', 'tcp'], alsoBlocked = new Set<number>(), idleMs } = options
   const connections = new Set<Socket>()
+  const speech = new Uint8Array(SPEECH_OCTETS)
   const serve = (socket: Socket) => {
     counters.connections++
     connections.add(socket)
@@ -31,20 +39,20 @@ export async function eventLoop(protocol: Protocol, options: Options): Promise<E
       if (connections.size === 0) whenIdle()
     })
     socket.setTimeout(idleMs, () => socket.destroy())
-    protocol.stream(socket, socket)
+    converse(socket, protocol.session(), speech)
   }
   let whenIdle = () => {}
   const listeners = new Listeners(options.maxConnections, serve, options.say)
   const counters = countersOf(listeners)
   const bound = await bindAll(
     options.listen,
-    transports.includes('tcp') ? listeners.open : openNothing,
-    transports.includes('udp') ? openUdp(udpSocket) : openNothing,
+    transports.includes('tcp') ? listeners.open : openNone,
+    transports.includes('udp') ? bindNodeUdp(udpSocket) : openNone,
   )
-  const blocked = new Set([...SMALL_SERVICE_PORTS, ...bound.map(({ address }) => address.port)])
+  const ownPorts = new Set(bound.map(({ address }) => address.port))
   const sockets = bound.flatMap(({ udp }) => udp ?? [])
   for (const udp of sockets)
-    serveDatagrams(udp, protocol, port => blocked.has(port) || alsoBlocked.has(port), counters)
+    answerDatagrams(udp, protocol, port => mayAnswer(port, ownPorts) && !alsoBlocked.has(port), counters)
 
   return {
     name: protocol.name,
@@ -65,31 +73,83 @@ export async function eventLoop(protocol: Protocol, options: Options): Promise<E
   }
 }
 
-function serveDatagrams(
+/**
+ * Lets the session speak over a paused socket. What it holds is bounded: it stops reading while the client
+ * does not read. `speech` is shared by all connections, so what is written there is copied before it is sent:
+ * Node sends later.
+ */
+function converse(socket: Socket, session: Session, speech: Uint8Array): void {
+  let ended = false
+  let speaking = false
+
+  const send = (reply: Uint8Array) => {
+    const flows = session.onDrained ? socket.write(reply, drained) : socket.write(reply)
+    if (!flows) socket.pause()
+  }
+  const finish = () => {
+    socket.end()
+    // What the client still sends is thrown away, so that its end is noticed.
+    socket.resume()
+  }
+  const speak = (octets: number) => {
+    if (octets > 0) send(Buffer.from(speech.subarray(0, octets)))
+    if (session.over || (ended && octets === 0)) finish()
+  }
+  const drained = (error?: Error | null) => {
+    if (error || speaking) return
+    speaking = true
+    // A client that reads as fast as we write must leave the others their turn.
+    setImmediate(goOn)
+  }
+  const goOn = () => {
+    speaking = false
+    // Where something was written meanwhile, `drained` is called once more.
+    if (socket.destroyed || socket.writableEnded || socket.writableLength > 0) return
+    speak(session.onDrained?.(speech, speech.length) ?? 0)
+  }
+
+  socket.on('data', (piece: Buffer) => {
+    if (session.over) return
+    // Each piece is a buffer of its own, so a reply in place needs no copy.
+    const octets = session.onData(piece, piece.length, piece.length)
+    if (octets > 0) send(octets === piece.length ? piece : piece.subarray(0, octets))
+    if (session.over) finish()
+  })
+  socket.on('drain', () => socket.resume())
+  socket.on('end', () => {
+    ended = true
+    if (!session.over) speak(session.onEnd(speech, speech.length))
+  })
+  if (session.onStart) speak(session.onStart(speech, speech.length))
+  socket.resume()
+}
+
+function answerDatagrams(
   socket: UdpSocket,
   protocol: Protocol,
-  isBlocked: (port: number) => boolean,
+  mayBeAnswered: (port: number) => boolean,
   counters: EchoCounters,
 ): void {
-  // Counted when the kernel has it, so that each datagram has one result.
+  // A datagram is counted when the kernel has taken the reply, so that each has one result.
   const sent = (error: Error | null) => {
     if (error) counters.datagramsFailed++
     else counters.datagrams++
   }
-  socket.on('message', (buffer: Buffer, peer: RemoteInfo) => {
-    if (isBlocked(peer.port)) {
+  socket.on('message', (received: Buffer, peer: RemoteInfo) => {
+    if (!mayBeAnswered(peer.port)) {
       counters.datagramsLoopDropped++
       return
     }
-    // Node cuts the buffer to what was received.
-    const reply = buffer.length < protocol.room ? Buffer.concat([buffer], protocol.room) : buffer
-    const length = protocol.datagram(reply, buffer.length)
-    if (length === NO_REPLY) return
+    // Node gives a buffer of the length that was received.
+    const { length } = received
+    const buffer = length < protocol.room ? Buffer.concat([received], protocol.room) : received
+    const octets = protocol.datagram(buffer, length, buffer.length)
+    if (octets === NO_REPLY) return
     if (socket.getSendQueueSize() > MAX_QUEUED_OCTETS) {
       counters.datagramsOverloadDropped++
       return
     }
-    socket.send(reply, 0, length, peer.port, peer.address, sent)
+    socket.send(buffer, 0, octets, peer.port, peer.address, sent)
   })
   socket.on('error', () => {
     counters.datagramsFailed++

@@ -1,15 +1,17 @@
 /**
- * The prefork model (TLPI 60.4): a pool of processes made in advance, that grows and shrinks with load. They share the
- * listening sockets, so a waiting client is accepted by the next idle child and the kernel keeps the order; the parent
- * touches no connection. pool-size.ts decides, child.ts serves. Compare with concurrent.ts.
+ * The prefork model (TLPI 60.4): a pool of processes that are created in advance; it grows and shrinks with
+ * the load. They share the listening sockets, so the next idle child accepts a waiting client and the kernel
+ * keeps the queue. The parent touches no connection. pool-size.ts decides, child.ts serves. Compare with
+ * concurrent.ts.
  */
+import type { Clock } from '../clock.ts'
 import { untilDeadline } from '../lifecycle.ts'
 import { descriptorRoom } from '../net/listeners.ts'
 import type { Protocol } from '../protocols.ts'
 import { sparingly } from '../say.ts'
 import { headers } from '../sys/layouts.ts'
 import { close, shutdown } from '../sys/libc.ts'
-import { type Bound, listenTcp, queued } from '../sys/sockets.ts'
+import { type BoundSocket, listenTcp, queued } from '../sys/sockets.ts'
 import { type Child, startChild } from './children.ts'
 import { BUSY, type ChildOrders } from './orders.ts'
 import { decide, died, newHistory, type PoolHistory } from './pool-size.ts'
@@ -23,21 +25,21 @@ import {
 } from './service.ts'
 
 const TICK_MS = 1000
-/** Who dies younger has died of its start. */
+/** A child that dies sooner than this has died of its start. */
 const EARLY_MS = 500
 const BUSY_CODE = BUSY.charCodeAt(0)
 
 type Options = Omit<ServerOptions, 'transports' | 'maxConnections'>
 
 export async function prefork(protocol: Protocol, options: Options): Promise<EchoService> {
-  const listeners: Bound[] = []
+  const listeners: BoundSocket[] = []
   try {
     for (const address of options.listen) listeners.push(listenTcp(address))
   } catch (error) {
     for (const { fd } of listeners) close(fd)
     throw error
   }
-  const pool = new Pool(
+  const pool = new ChildPool(
     protocol,
     options,
     listeners.map(({ fd }) => fd),
@@ -57,20 +59,20 @@ interface Member {
   readonly child: Child
   state: ChildState
   served: number
-  readonly bornMs: number
+  readonly startedMs: number
 }
 
-class Pool {
+class ChildPool {
   readonly counters: EchoCounters
   readonly #orders: ChildOrders
   readonly #options: Options
   readonly #maxChildren: number
-  readonly #tickMs: number
+  readonly #clock: Clock
   #listeners: readonly number[]
   readonly #full: (details: object) => void
   readonly #refused: (error: Error) => void
   readonly #members = new Map<number, Member>()
-  readonly #ticking: NodeJS.Timeout
+  #cancelTick = () => {}
   #history: PoolHistory = newHistory
   #closing = false
   #whenEmpty = () => {}
@@ -78,16 +80,14 @@ class Pool {
   failures = 0
 
   constructor(protocol: Protocol, options: Options, listeners: readonly number[]) {
-    const { idleMs, maxRequests, start } = options
-    const { module, name } = protocol
-    this.#orders = { protocol: { module, name }, idleMs, listeners: listeners.length, maxRequests }
+    const { idleMs, maxRequests, start, clock, say } = options
+    this.#orders = { protocol: protocol.name, idleMs, listeners: listeners.length, maxRequests }
     this.#options = options
     this.#listeners = listeners
-    this.#tickMs = options.tickMs ?? TICK_MS
+    this.#clock = clock
     this.#maxChildren = Math.min(options.maxChildren, descriptorRoom())
-    const { say } = options
     this.#full = sparingly(details => say('warn', 'process cap reached: further clients wait', details))
-    this.#refused = sparingly(err => say('error', 'cannot make a process', { err }))
+    this.#refused = sparingly(err => say('error', 'cannot start a process', { err }))
     const pool = this
     this.counters = {
       ...noCounts(),
@@ -99,11 +99,18 @@ class Pool {
       },
     }
     this.#forkSome(Math.min(start, this.#maxChildren))
-    this.#ticking = setInterval(() => this.#tick(), this.#tickMs)
+    this.#planTick()
   }
 
   get scoreboard(): Children['scoreboard'] {
     return [...this.#members.values()].map(({ child: { pid }, state, served }) => ({ pid, state, served }))
+  }
+
+  #planTick(): void {
+    this.#cancelTick = this.#clock.after(TICK_MS, () => {
+      this.#planTick()
+      this.#tick()
+    })
   }
 
   #tick(): void {
@@ -121,15 +128,15 @@ class Pool {
     for (let i = 0; i < count; i++) if (!this.#fork()) return
   }
 
-  /** False where the system has no more processes: then it is left alone for a while. */
+  /** False when the system has no more processes: then none is started for a while. */
   #fork(): boolean {
-    const child = startChild(this.#orders, 'ignore', this.#listeners, this.#refused)
+    const child = startChild(this.#orders, 'ignore', this.#listeners, this.#clock, this.#refused)
     if (!child) {
       this.#history = died(this.#history, true)
       return false
     }
     this.forks++
-    const member: Member = { child, state: 'starting', served: 0, bornMs: performance.now() }
+    const member: Member = { child, state: 'starting', served: 0, startedMs: this.#clock.now() }
     this.#members.set(child.pid, member)
     child.control.on('data', (states: Buffer) => {
       for (const state of states) this.#heard(member, state)
@@ -153,26 +160,26 @@ class Pool {
     member.child.control.write('stop')
   }
 
-  #ended({ child: { pid }, state, served, bornMs }: Member, failure: string | undefined): void {
+  #ended({ child: { pid }, state, served, startedMs }: Member, failure: string | undefined): void {
     this.#members.delete(pid)
     if (this.#members.size === 0) this.#whenEmpty()
     if (this.#closing || (state === 'stopping' && !failure)) return
     if (failure) {
       this.failures++
-      this.#history = died(this.#history, state === 'starting' || performance.now() - bornMs < EARLY_MS)
-      const heldSeconds = (this.#history.holdTicks * this.#tickMs) / 1000
+      this.#history = died(this.#history, state === 'starting' || this.#clock.now() - startedMs < EARLY_MS)
+      const heldSeconds = (this.#history.holdTicks * TICK_MS) / 1000
       this.#options.say('warn', 'child died', { child: pid, reason: failure, served, heldSeconds })
     } else if (this.#members.size < this.#maxChildren) {
-      // It has served its share.
+      // It has served as many clients as it should.
       this.#fork()
     }
   }
 
   async close(deadline: AbortSignal): Promise<void> {
     this.#closing = true
-    clearInterval(this.#ticking)
+    this.#cancelTick()
     for (const fd of this.#listeners) {
-      // For the children too, who have descriptors of their own: nobody listens from now on.
+      // The children have descriptors of their own, but no socket listens after this call.
       shutdown(fd, headers.SHUT_RDWR)
       close(fd)
     }

@@ -1,21 +1,12 @@
-/** What all server models are: what each is given, what each gives. */
+/** What all server models have in common: what each one receives, and what each one gives. */
 import type { SocketAddress, Transport } from '../address.ts'
+import type { Clock } from '../clock.ts'
 import type { Service } from '../lifecycle.ts'
 import type { Listeners } from '../net/listeners.ts'
 import type { Protocol } from '../protocols.ts'
 import type { Say } from '../say.ts'
 
-/** The models in the book's order (TLPI 60 and 63), and the transports that each is made for. */
-export const models = {
-  iterative: ['udp'],
-  concurrent: ['tcp'],
-  prefork: ['tcp'],
-  'event-loop': ['udp', 'tcp'],
-} as const satisfies Record<string, readonly Transport[]>
-
-export type ModelName = keyof typeof models
-
-/** Monotonic since start, but for `active` and `waiting`. */
+/** All counts since the start, except `active` and `waiting`, which are as of now. */
 export interface EchoCounters {
   datagrams: number
   datagramsLoopDropped: number
@@ -36,7 +27,7 @@ export const noCounts = (): EchoCounters => ({
   waiting: 0,
 })
 
-/** Counters whose connections are those of `listeners` at the time of reading. */
+/** Counters whose `active` and `waiting` are those of `listeners` at the time of reading. */
 export const countersOf = (listeners: Listeners): EchoCounters => ({
   ...noCounts(),
   get active() {
@@ -49,17 +40,21 @@ export const countersOf = (listeners: Listeners): EchoCounters => ({
 
 export type ChildState = 'starting' | 'idle' | 'busy' | 'stopping'
 
-/** The child processes of a server that has some. */
+/** One child process. */
+export interface ScoreboardRow {
+  readonly pid: number
+  readonly state: ChildState
+  /** Clients that it has had, including the present one. */
+  readonly served: number
+}
+
+/** The child processes of a model that has some. */
 export interface Children {
-  /** One line for each that lives. `served`: clients it has had, the present one included. */
-  readonly scoreboard: readonly {
-    readonly pid: number
-    readonly state: ChildState
-    readonly served: number
-  }[]
-  /** Processes made since start. */
+  /** One row for each process that is alive. */
+  readonly scoreboard: readonly ScoreboardRow[]
+  /** Processes created since the start. */
   readonly forks: number
-  /** Processes that ended otherwise than they should. */
+  /** Processes that failed. */
   readonly failures: number
 }
 
@@ -69,7 +64,7 @@ export interface EchoService extends Service {
   readonly counters: Readonly<EchoCounters>
   /** As they are now. */
   children?(): Children
-  /** Undefined while it serves, else what it waits for. */
+  /** What it waits for; undefined while it serves. */
   notReady?(): string | undefined
 }
 
@@ -77,25 +72,27 @@ export interface ServerOptions {
   readonly listen: readonly SocketAddress[]
   /** Which of the model's transports to serve. */
   readonly transports: readonly Transport[]
-  /** A connection on which nothing moved for this long is closed. */
+  /** A connection on which nothing moves for this long is closed. */
   readonly idleMs: number
-  /** event-loop: over this number clients wait in the kernel's queue. */
+  /** event-loop: clients beyond this number wait in the kernel's queue. */
   readonly maxConnections: number
-  /** concurrent, prefork: likewise; never more processes than this. */
+  /** concurrent, prefork: the same, and there are never more processes than this. */
   readonly maxChildren: number
-  /** prefork: processes made at the start. */
+  /** prefork: processes that are created at the start. */
   readonly start: number
-  /** prefork: fewer idle processes than this, and more are made. */
+  /** prefork: with fewer idle processes than this, more are created. */
   readonly minSpare: number
-  /** prefork: more idle processes than this for a while, and some are ended. */
+  /** prefork: with more idle processes than this for a while, some are stopped. */
   readonly maxSpare: number
-  /** prefork: a process ends after so many clients; 0: never. */
+  /** prefork: a process ends after this number of clients; 0: never. */
   readonly maxRequests: number
-  /** prefork: from one decision about the pool to the next; a second where nothing is said. */
-  readonly tickMs?: number
-  /** What an operator should know; never a line for each client. */
+  readonly clock: Clock
+  /** Reports to the operator; never once for each client. */
   readonly say: Say
 }
 
-/** A factory of servers: resolves when every address listens; rejects with Node's error (`code`, `address`, `port`) if one cannot. */
+/**
+ * Starts a server. Resolves when every address listens; rejects with Node's error (`code`, `address`, `port`)
+ * if one cannot.
+ */
 export type ServerModel = (protocol: Protocol, options: ServerOptions) => Promise<EchoService>

@@ -1,4 +1,6 @@
-/** Sockets opened the Linux way, for servers that call `sys/libc` or share a descriptor. */
+/**
+ * Sockets that are opened through Linux' own calls, for servers that use `sys/libc` or share a descriptor.
+ */
 import { constants } from 'node:os'
 import { isIpv6, type SocketAddress } from '../address.ts'
 import { headers, layouts } from './layouts.ts'
@@ -14,7 +16,7 @@ import {
   socket,
 } from './libc.ts'
 
-/** An errno as calls give it. */
+/** An errno as the calls in `libc.ts` return it. */
 export const errno = (name: keyof typeof constants.errno): number => -constants.errno[name]
 
 const v4 = layouts.sockaddr_in
@@ -51,7 +53,7 @@ function groups(host: string): number[] {
 
 const scopeId = (zone: string): number => (/^\d+$/.test(zone) ? Number(zone) : interfaceIndex(zone))
 
-/** What a descriptor that was inherited is. Throws ENOTSOCK where it is no socket. */
+/** What kind of socket an inherited descriptor is. Throws ENOTSOCK where it is not a socket. */
 export function inherited(fd: number): 'listener' | 'connection' | 'datagrams' {
   const { SOL_SOCKET, SO_TYPE, SO_ACCEPTCONN, SOCK_DGRAM } = headers
   const value = new Int32Array(1)
@@ -76,14 +78,15 @@ export const portOfEncoded = (encoded: Uint8Array): number =>
 
 const int = (value: number): Int32Array => Int32Array.of(value)
 
-export interface Bound {
+/** A socket that is bound to an address. */
+export interface BoundSocket {
   readonly fd: number
   /** With the port that the system chose. */
   readonly address: SocketAddress
 }
 
-/** A bound socket, close-on-exec. Throws Node's kind of error, as `bind EADDRINUSE 127.0.0.1:7007`. */
-function open(wanted: SocketAddress, type: number, prepare: (fd: number) => void): Bound {
+/** A bound, close-on-exec socket. Throws an error as Node does: `bind EADDRINUSE 127.0.0.1:7007`. */
+function open(wanted: SocketAddress, type: number, prepare: (fd: number) => void): BoundSocket {
   const ipv6 = isIpv6(wanted.address)
   const family = ipv6 ? headers.AF_INET6 : headers.AF_INET
   const fd = check(socket(family, type | headers.SOCK_CLOEXEC), 'bind', wanted)
@@ -98,11 +101,11 @@ function open(wanted: SocketAddress, type: number, prepare: (fd: number) => void
   }
 }
 
-/** Listens over TCP with as long a queue as the system allows. */
-export function listenTcp(wanted: SocketAddress, blocking = false): Bound {
+/** Listens over TCP, with the longest queue that the system allows. */
+export function listenTcp(wanted: SocketAddress, blocking = false): BoundSocket {
   const { SOCK_STREAM, SOCK_NONBLOCK, SOL_SOCKET, SO_REUSEADDR } = headers
   const bound = open(wanted, SOCK_STREAM | (blocking ? 0 : SOCK_NONBLOCK), fd => {
-    // Or a restart would have to wait for the old connections' TIME_WAIT.
+    // Without this option a restart has to wait until no old connection is in TIME_WAIT.
     check(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, int(1)), 'setsockopt', wanted)
   })
   try {
@@ -117,14 +120,17 @@ export function listenTcp(wanted: SocketAddress, blocking = false): Bound {
 /** The kernel cuts it to net.core.somaxconn: 4096 since Linux 5.4. */
 export const BACKLOG = 65_535
 
-/** Binds over UDP, blocking. `receiveBufferOctets` as far as net.core.rmem_max allows. */
-export const bindUdp = (wanted: SocketAddress, receiveBufferOctets: number): Bound =>
+/** A bound, blocking UDP socket. The kernel cuts `receiveBufferOctets` to net.core.rmem_max. */
+export const bindUdp = (wanted: SocketAddress, receiveBufferOctets: number): BoundSocket =>
   open(wanted, headers.SOCK_DGRAM, fd => {
     const { SOL_SOCKET, SO_RCVBUF } = headers
     check(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, int(receiveBufferOctets)), 'setsockopt', wanted)
   })
 
-/** Listens on a Unix socket; nothing may be at `path`. Throws Node's kind of error, with `path` as its address. */
+/**
+ * Listens on a Unix socket; nothing may exist at `path`. Throws an error as Node does, with `path` as its
+ * address.
+ */
 export function listenUnix(path: string, blocking: boolean): number {
   const { AF_UNIX, SOCK_STREAM, SOCK_CLOEXEC, SOCK_NONBLOCK } = headers
   const type = SOCK_STREAM | SOCK_CLOEXEC | (blocking ? 0 : SOCK_NONBLOCK)
@@ -143,7 +149,7 @@ export function listenUnix(path: string, blocking: boolean): number {
   }
 }
 
-/** Blocking calls on this socket give up (EAGAIN) after so long. */
+/** Blocking calls on this socket return EAGAIN after this time; 0: they wait for ever. */
 export function giveUpAfter(fd: number, ms: number): void {
   const { SOL_SOCKET, SO_RCVTIMEO, SO_SNDTIMEO } = headers
   const limit = Buffer.alloc(layouts.timeval.size)
@@ -153,7 +159,10 @@ export function giveUpAfter(fd: number, ms: number): void {
   check(setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, limit), 'setsockopt')
 }
 
-/** Options of a connection for a blocking server: its calls give up (EAGAIN) after `sliceMs`. */
+/**
+ * Sets the options of a connection for a blocking server, whose calls then return EAGAIN after `sliceMs`. On
+ * a listening socket they are set for all connections that it accepts: Linux copies them.
+ */
 export function prepareConnection(fd: number, sliceMs: number): void {
   const { SOL_SOCKET, SO_KEEPALIVE, IPPROTO_TCP, TCP_NODELAY } = headers
   giveUpAfter(fd, sliceMs)
@@ -162,7 +171,7 @@ export function prepareConnection(fd: number, sliceMs: number): void {
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, int(1))
 }
 
-/** Connections that wait in the queue of a listening socket: what tcp_info calls unacknowledged there. */
+/** Connections that wait in the queue of a listening socket. tcp_info calls them unacknowledged. */
 export function queued(fd: number): number {
   const { size, at } = layouts.tcp_info
   const info = Buffer.alloc(size)

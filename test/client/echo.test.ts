@@ -5,8 +5,8 @@ import { type AddressInfo, createServer, type Socket } from 'node:net'
 import { type TestContext, test } from 'node:test'
 import type { Transport } from '../../src/address.ts'
 import { openEcho } from '../../src/client/echo.ts'
-import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
+import { echo } from '../support/echo.ts'
 
 const options = { timeout: 30_000 }
 const never = new AbortController().signal

@@ -6,8 +6,8 @@ import { type TestContext, test } from 'node:test'
 import { runLoad } from '../../src/client/load.ts'
 import { Payloads } from '../../src/client/payload.ts'
 import { isFailure, type LoadOptions, type LoadResult, totals } from '../../src/client/tally.ts'
-import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
+import { echo } from '../support/echo.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 
 const options = { timeout: 60_000 }

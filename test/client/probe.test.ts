@@ -6,8 +6,8 @@ import { type AddressInfo, createServer, type Server, type Socket } from 'node:n
 import { type TestContext, test } from 'node:test'
 import { httpGet } from '../../src/client/http.ts'
 import { type ProbeResult, probe } from '../../src/client/probe.ts'
-import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
+import { echo } from '../support/echo.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 
 const options = { timeout: 30_000 }

@@ -3,8 +3,8 @@ import { createSocket, type RemoteInfo, type Socket as UdpSocket } from 'node:dg
 import { once } from 'node:events'
 import { type AddressInfo, createServer, type Socket } from 'node:net'
 import { type TestContext, test } from 'node:test'
-import { echo } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
+import { echo } from '../support/echo.ts'
 import { portOf, run, start } from '../support/process.ts'
 
 const options = { timeout: 30_000 }

@@ -26,7 +26,7 @@ export function* pieces(payload: Buffer): Generator<Buffer> {
   }
 }
 
-/** Connected by the kernel, which does not say that anyone has accepted it. */
+/** A connection that the kernel has completed; the server may not have accepted it yet. */
 export async function client(t: TestContext, port: number, host = '127.0.0.1'): Promise<Socket> {
   const socket = connect({ host, port, allowHalfOpen: true, noDelay: true })
   t.after(() => void socket.destroy())
@@ -37,7 +37,7 @@ export async function client(t: TestContext, port: number, host = '127.0.0.1'): 
 export const clients = (t: TestContext, port: number, count: number): Promise<Socket[]> =>
   Promise.all(Array.from({ length: count }, () => client(t, port)))
 
-/** Writes and reads as many octets; the connection stays. */
+/** Writes and reads as many octets; the connection stays open. */
 export async function roundTrip(socket: Socket, text: string): Promise<void> {
   socket.write(text)
   assert.equal(await read(socket, text.length), text)
@@ -62,7 +62,7 @@ function next(socket: Socket): Promise<string> {
   })
 }
 
-/** The server has ended the connection, well or not. */
+/** Resolves when the server has ended the connection, with or without an error. */
 export function ended(socket: Socket): Promise<void> {
   if (socket.closed || socket.readableEnded) return Promise.resolve()
   return new Promise(resolve => {
@@ -71,7 +71,7 @@ export function ended(socket: Socket): Promise<void> {
   })
 }
 
-/** What a connection attempt to this port comes to: the code of its error, or 'connected'. */
+/** The result of a connection attempt to this port: the code of its error, or 'connected'. */
 export function attempt(t: TestContext, port: number): Promise<string> {
   const socket = connect(port, '127.0.0.1')
   t.after(() => void socket.destroy())
@@ -113,7 +113,7 @@ export async function udpEcho(
 
 const LOOK_AGAIN_MS = 5
 
-/** Waits for what has no event of its own; rejects, saying for what, if it does not come. */
+/** Waits for something that has no event; rejects with its description if it does not happen. */
 export async function until(
   what: string,
   holds: () => boolean | Promise<boolean>,

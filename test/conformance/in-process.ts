@@ -1,10 +1,11 @@
 /** A server model in the test's own process, closed when the test ends. */
 import type { TestContext } from 'node:test'
+import { systemClock } from '../../src/clock.ts'
 import type { Protocol } from '../../src/protocols.ts'
 import type { EchoService, ServerModel, ServerOptions } from '../../src/servers/service.ts'
 import { childrenOf, isChildOfModel } from './proc.ts'
 
-export interface Said {
+export interface Report {
   readonly level: string
   readonly message: string
   readonly details: Readonly<Record<string, unknown>>
@@ -13,7 +14,7 @@ export interface Said {
 export interface Served extends EchoService {
   readonly port: number
   /** What an operator would read. */
-  readonly said: readonly Said[]
+  readonly reports: readonly Report[]
 }
 
 export async function serve(
@@ -22,7 +23,7 @@ export async function serve(
   protocol: Protocol,
   wanted: Partial<ServerOptions> = {},
 ): Promise<Served> {
-  const said: Said[] = []
+  const reports: Report[] = []
   const service = await model(protocol, {
     listen: [{ address: '127.0.0.1', port: 0 }],
     transports: [],
@@ -33,7 +34,8 @@ export async function serve(
     minSpare: 1,
     maxSpare: 2,
     maxRequests: 0,
-    say: (level, message, details) => said.push({ level, message, details: details as Said['details'] }),
+    clock: systemClock,
+    say: (level, message, details) => reports.push({ level, message, details: details as Report['details'] }),
     ...wanted,
   })
   const { close } = service
@@ -44,7 +46,7 @@ export async function serve(
     return closing
   }
   t.after(() => closeOnce(AbortSignal.abort()))
-  return Object.assign(service, { port: service.addresses[0]!.port, said, close: closeOnce })
+  return Object.assign(service, { port: service.addresses[0]!.port, reports, close: closeOnce })
 }
 
 /** The processes that the models in this process have made and that have not been reaped. */

@@ -88,6 +88,24 @@ function openFiles(pid: number): string[] {
   }
 }
 
+/**
+ * Our descriptor of a socket over IPv4 with this local port; over TCP connected to `peerPort`, else
+ * listening.
+ */
+export function descriptorOf(kind: 'tcp' | 'udp', localPort: number, peerPort = 0): number {
+  const row = sockets(kind).find(
+    ([, local, remote]) => portOfHex(local!) === localPort && portOfHex(remote!) === peerPort,
+  )
+  const wanted = `socket:[${row?.[9]}]`
+  for (const fd of readdirSync('/proc/self/fd'))
+    try {
+      if (readlinkSync(`/proc/self/fd/${fd}`) === wanted) return Number(fd)
+    } catch {
+      // It was the descriptor that read the folder.
+    }
+  throw new Error(`this process has no ${kind} socket with port ${localPort}`)
+}
+
 /** Octets, as the kernel counts them, that wait in the receive queue of a UDP socket over IPv4. */
 export function udpQueued(port: number): number {
   const line = sockets('udp').find(([, local]) => portOfHex(local!) === port)

@@ -4,13 +4,16 @@ import { once } from 'node:events'
 import { get } from 'node:http'
 import { text } from 'node:stream/consumers'
 import type { TestContext } from 'node:test'
-import type { Children, EchoCounters, ModelName } from '../../src/servers/service.ts'
+import { compileCache } from '../../src/compile-cache.ts'
+import type { ModelName } from '../../src/servers/models.ts'
+import type { Children, EchoCounters } from '../../src/servers/service.ts'
 import { cli, type Line, portOf, type Running, start } from '../process.ts'
 import { until } from './clients.ts'
 import { childrenOf, isChildOfModel } from './proc.ts'
 
 interface State extends Partial<Children> {
   readonly model: ModelName
+  readonly protocol: string
   readonly transports: readonly string[]
   readonly counters: EchoCounters
 }
@@ -38,13 +41,14 @@ export async function startReplica(
   const all = ['echo', '--model', model, '--listen', '127.0.0.1:0', '--admin', '127.0.0.1:0', ...args]
   const known = new Set<number>()
   let parent: ChildProcess | undefined
-  // Before what `start` does at the end of a test: it waits until nobody holds the pipe of standard error any more.
+  // Before what `start` does at the end of a test: it waits until nobody holds the pipe of standard error any
+  // more.
   t.after(() => {
     for (const { pid } of parent?.pid ? childrenOf(parent.pid) : []) known.add(pid)
     parent?.kill('SIGKILL')
     for (const pid of known) if (isChildOfModel(pid)) process.kill(pid, 'SIGKILL')
   })
-  const running = descriptors === undefined ? start(t, all) : startWith(t, all, descriptors)
+  const running = descriptors === undefined ? start(t, all, compileCache()) : startWith(t, all, descriptors)
   parent = running.process
   const exited = once(running.process, 'exit').then(([code, signal]) => ({ code, signal }))
   const ready = await running.line('echo replica ready')
@@ -81,6 +85,7 @@ function startWith(t: TestContext, args: readonly string[], descriptors: number)
   const limited = `ulimit -n ${descriptors} && exec "$0" "$@"`
   const child = spawn('sh', ['-c', limited, process.execPath, cli, ...args], {
     stdio: ['ignore', 'pipe', 'inherit'],
+    env: { ...compileCache(), ...process.env },
   })
   const ended = once(child, 'close')
   t.after(async () => {

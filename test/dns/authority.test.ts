@@ -1,38 +1,39 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { Authority, type AuthorityEvents } from '../../src/dns/authority.ts'
+import type { Policy } from '../../src/dns/rotation.ts'
+import { VirtualClock } from '../support/virtual-clock.ts'
 import {
   APEX,
+  addresses,
   CLASS,
   ednsQuery,
   endpoint,
   IXFR,
   parse,
+  policy,
   query,
   RCODE,
   SERVICE,
+  seeded,
   snapshot,
   TYPE,
   zoneOptions,
 } from './message.ts'
 
-function authority(services = [SERVICE]) {
-  const seen: string[] = []
+function authority(services = [SERVICE], more: { policy?: Policy } = {}) {
+  const compiled: string[] = []
   const events: AuthorityEvents = {
-    answered: (transport, type, rcode, truncated, seconds) => {
-      assert.ok(seconds >= 0 && seconds < 60)
-      seen.push(`${transport} ${type} ${rcode} ${truncated}`)
-    },
-    dropped: transport => seen.push(`${transport} dropped`),
     failed: error => {
       throw error
     },
+    compiled: service => compiled.push(service),
   }
-  const made = new Authority(
-    { ...zoneOptions, services, maxAnswers: 65535, serverId: 'me', version: '1' },
-    events,
-  )
-  return { authority: made, seen, ask: (message: Buffer) => parse(made.answer(message, 'udp')?.octets) }
+  const clock = new VirtualClock()
+  const options = { ...zoneOptions, ...more, services, maxAnswers: 65535, clock, random: seeded(1) }
+  const created = new Authority(options, events)
+  const ask = (message: Buffer) => parse(created.answer(message, 'udp'))
+  return { authority: created, clock, compiled, ask }
 }
 
 describe('the authority', () => {
@@ -61,6 +62,8 @@ describe('the authority', () => {
       ['another order', [b, a], true],
       ['a weight', [b, { ...a, weight: 2 }], true],
       ['a state', [b, { ...a, weight: 2, state: 'down' }], true],
+      ['terminating', [b, { ...a, weight: 2, state: 'down', terminating: true }], true],
+      ['no longer terminating', [b, { ...a, weight: 2, state: 'down' }], true],
       ['no longer answered', [b, { ...a, weight: 2, state: 'down', answered: false }], true],
       ['one less', [b], true],
     ]
@@ -73,7 +76,7 @@ describe('the authority', () => {
     }
   })
 
-  test('goes on with the cycle where a Snapshot changes nothing, and forgets who has gone', () => {
+  test('continues the cycle if a Snapshot changes nothing, and forgets departed endpoints', () => {
     const { authority: server, ask } = authority()
     const first = () => ask(query(SERVICE, TYPE.A)).addresses[0]
     server.update(snapshot(['10.0.0.1', '10.0.0.2', '10.0.0.3']))
@@ -106,22 +109,112 @@ describe('the authority', () => {
     )
   })
 
-  test('tells what became of each query, in few words', () => {
-    const { authority: server, seen, ask } = authority()
-    server.update(snapshot(Array.from({ length: 40 }, (_, i) => `10.0.0.${i}`)))
-    const messages: [message: Buffer, word: string][] = [
-      [query(SERVICE, TYPE.AAAA), 'udp AAAA NOERROR false'],
-      [query(SERVICE, TYPE.A), 'udp A NOERROR true'],
-      [query(`x.${APEX}`, 65432), 'udp other NXDOMAIN false'],
-      [query(SERVICE, IXFR), 'udp other REFUSED false'],
-      [query(SERVICE, TYPE.A, { class: CLASS.HS }), 'udp A REFUSED false'],
-      [ednsQuery(SERVICE, TYPE.A, { version: 1 }), 'udp A BADVERS false'],
-      [query(SERVICE, TYPE.A, { flags: 0x2000 }), 'udp A NOTIMP false'],
-      [Buffer.alloc(12), 'udp other FORMERR false'],
+  test('counts what became of each query, under few names', () => {
+    const { authority: server, ask } = authority()
+    server.update(snapshot(addresses(40)))
+    const tell = () =>
+      server
+        .tallies()
+        .flatMap(({ transport, types, rcodes, truncated, dropped }) => [
+          ...[...types].map(([type, count]) => `${transport} ${type} ${count}`),
+          ...[...rcodes].map(([rcode, count]) => `${transport} ${rcode} ${count}`),
+          ...(truncated ? [`${transport} truncated ${truncated}`] : []),
+          ...(dropped ? [`${transport} dropped ${dropped}`] : []),
+        ])
+    assert.deepEqual(tell(), [])
+    const messages: [message: Buffer, type: string, rcode: string, truncated?: true][] = [
+      [query(SERVICE, TYPE.AAAA), 'AAAA', 'NOERROR'],
+      [query(SERVICE, TYPE.A), 'A', 'NOERROR', true],
+      [query(`x.${APEX}`, 65432), 'other', 'NXDOMAIN'],
+      [query(`x.${APEX}`, 258), 'other', 'NXDOMAIN'],
+      [query(`x.${APEX}`, 257), 'CAA', 'NXDOMAIN'],
+      [query(SERVICE, 65), 'HTTPS', 'NOERROR'],
+      [query(SERVICE, IXFR), 'other', 'REFUSED'],
+      [query(SERVICE, TYPE.A, { class: CLASS.HS }), 'A', 'REFUSED'],
+      [ednsQuery(SERVICE, TYPE.A, { version: 1 }), 'A', 'BADVERS'],
+      [query(SERVICE, TYPE.A, { flags: 0x2000 }), 'A', 'NOTIMP'],
+      [Buffer.alloc(12), 'other', 'FORMERR'],
     ]
-    for (const [message] of messages) ask(message)
+    for (const [message, type, rcode, truncated] of messages) {
+      const before = tell()
+      ask(message)
+      const news = tell().filter(line => !before.includes(line))
+      const words = news.map(line => line.replace(/ \d+$/, ''))
+      assert.deepEqual(words, [`udp ${type}`, `udp ${rcode}`, ...(truncated ? ['udp truncated'] : [])])
+    }
     server.answer(Buffer.alloc(11), 'udp')
     server.answer(query(SERVICE, TYPE.A, { flags: 0x8000 }), 'tcp')
-    assert.deepEqual(seen, [...messages.map(([, word]) => word), 'udp dropped', 'tcp dropped'])
+    const { types, rcodes } = server.tallies()[0]!
+    for (const counts of [types, rcodes])
+      assert.equal(
+        [...counts.values()].reduce((a, b) => a + b),
+        messages.length,
+      )
+    assert.deepEqual(
+      server.tallies().map(({ transport, dropped }) => [transport, dropped]),
+      [
+        ['udp', 1],
+        ['tcp', 1],
+      ],
+    )
+  })
+
+  test('compiles only the service that changed, and only if its records differ', () => {
+    const services = Array.from({ length: 10 }, (_, i) => `s${i}.${APEX}`)
+    const { authority: server, compiled, ask } = authority(services)
+    assert.deepEqual(compiled.splice(0), services)
+    for (const service of services) server.update(snapshot(addresses(1000), { service }))
+    assert.deepEqual(compiled.splice(0), services)
+    const endpoints = addresses(1000).map(address => endpoint(address))
+    const changed = (i: number, change: object) => endpoints.with(i, { ...endpoints[i]!, ...change })
+    const service = services[3]!
+    server.update(snapshot(endpoints, { service }))
+    server.update(snapshot(changed(500, { detail: 'another' }), { service }))
+    server.update(snapshot(changed(500, { activeConnections: 7 }), { service }))
+    assert.deepEqual(compiled.splice(0), [])
+    server.update(snapshot(changed(500, { state: 'down', answered: false }), { service }))
+    assert.deepEqual(compiled, [service])
+    const answers = (name: string) => parse(server.answer(query(name, TYPE.A), 'tcp')).answers.length
+    assert.deepEqual(services.slice(2, 5).map(answers), [1000, 999, 1000])
+    assert.equal(ask(query(`10-0-1-244.${service}`, TYPE.A)).answers.length, 1)
+  })
+
+  test('compiles a service whose load changed under a policy that reads it, and keeps the serial', () => {
+    const { authority: server, compiled, ask } = authority([SERVICE], { policy: policy('least-loaded') })
+    const loads = (...list: number[]) =>
+      snapshot(list.map((activeConnections, i) => endpoint(`10.0.0.${i}`, { activeConnections })))
+    server.update(loads(1, 2))
+    const { serial } = server
+    compiled.length = 0
+    server.update(loads(3, 2))
+    assert.deepEqual(compiled, [SERVICE])
+    assert.deepEqual(ask(query(SERVICE, TYPE.A)).addresses, ['10.0.0.1', '10.0.0.0'])
+    assert.equal(server.serial, serial)
+    server.update(loads(3, 2))
+    assert.deepEqual(compiled, [SERVICE])
+  })
+
+  test('takes its serial from the clock that it receives', () => {
+    const { authority: server, clock } = authority()
+    assert.equal(server.serial, 1_800_000_000)
+    clock.setWall(1_900_000_000.5)
+    server.update(snapshot(['10.0.0.1']))
+    assert.equal(server.serial, 1_900_000_000)
+  })
+
+  test('counts thousands of endpoints that come and go, and each begins with nothing', () => {
+    const { authority: server } = authority()
+    const ask = (name: string, type: number) => server.answer(query(name, type), 'tcp')
+    for (let generation = 0; generation < 20; generation++) {
+      const list = Array.from({ length: 300 }, (_, i) => `10.${generation}.${i >> 8}.${i & 255}`)
+      server.update(snapshot(list))
+      for (let i = 0; i < 300; i++) ask(SERVICE, TYPE.A)
+      for (let i = 0; i < 600; i++) ask(`_echo._tcp.${SERVICE}`, TYPE.SRV)
+      const counts = server.firsts().map(({ name, type, count }) => `${name} ${type} ${count}`)
+      assert.deepEqual(counts, [
+        ...list.map(() => `${SERVICE} A 1`),
+        ...list.map(() => `_echo._tcp.${SERVICE} SRV 2`),
+      ])
+    }
   })
 })

@@ -1,13 +1,23 @@
-/** DNS messages made octet by octet and asked over real sockets, and the zone they are asked of; for tests. */
+/**
+ * DNS messages made octet by octet and asked over real sockets, and the zone they are asked of; for tests.
+ */
 import assert from 'node:assert/strict'
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { connect, isIPv6, type Socket } from 'node:net'
 import type { TestContext } from 'node:test'
 import { Packet } from 'dns2'
-import { respond } from '../../src/dns/respond.ts'
+import { assemble, compilePart, type Zone } from '../../src/dns/compiled.ts'
+import { createContext, MAX_MESSAGE_OCTETS, respond } from '../../src/dns/respond.ts'
 import { policies } from '../../src/dns/rotation.ts'
-import { compileZone, type ZoneOptions } from '../../src/dns/zone.ts'
+import {
+  basePart,
+  COUNTS_PER_ENDPOINT,
+  CURSORS_PER_SERVICE,
+  hostsPart,
+  servicePart,
+  type ZoneOptions,
+} from '../../src/dns/zone.ts'
 import type { EndpointStatus, Snapshot } from '../../src/endpoints/pool.ts'
 
 export const APEX = 'roundelay.test'
@@ -142,24 +152,66 @@ export const zoneOptions: ZoneOptions = {
   nsAddresses: ['127.0.0.1'],
   port: 7007,
   policy: policy('cyclic'),
+  serverId: 'test-server',
+  version: '1.2.3',
+}
+
+interface ResponderOptions extends Partial<ZoneOptions> {
+  readonly maxAnswers?: number
+  readonly serial?: number
+  readonly allocate?: (octets: number) => ArrayBufferLike
+}
+
+/**
+ * The parts of a zone with these services, where an endpoint's counts stand in the order of the first
+ * Snapshot.
+ */
+export function parts(snapshots: readonly Snapshot[], options: ZoneOptions, serial = 7) {
+  const places = new Map<string, number>()
+  const firstCount = (address: string) => {
+    if (!places.has(address)) places.set(address, COUNTS_PER_ENDPOINT * places.size)
+    return places.get(address)!
+  }
+  const services = snapshots.flatMap((snapshot, i) => [
+    servicePart(options, snapshot, { firstCursor: CURSORS_PER_SERVICE * i, firstCount }),
+    hostsPart(options, snapshot),
+  ])
+  return [basePart(options, serial), ...services]
+}
+
+export function compiled(snapshots: readonly Snapshot[], more: ResponderOptions = {}): Zone {
+  const { serial, maxAnswers = Number.POSITIVE_INFINITY, allocate } = more
+  const options = { ...zoneOptions, ...more, maxAnswers }
+  const blocks = parts(snapshots, options, serial).map(part => compilePart(part, options.policy))
+  return assemble(blocks, options, allocate)
 }
 
 export interface Responder {
-  (message: Buffer, transport?: 'udp' | 'tcp'): Buffer | undefined
-  readonly turns: Parameters<typeof respond>[2]['turns']
+  (message: Uint8Array, transport?: 'udp' | 'tcp'): Buffer | undefined
+  readonly cursors: Int32Array
+  readonly firsts: Float64Array
 }
 
 /** `respond` of a zone with these services. */
-export function responder(
-  snapshots: readonly Snapshot[],
-  more: Partial<ZoneOptions> & { maxAnswers?: number; serverId?: string; serial?: number } = {},
-): Responder {
-  const { maxAnswers = Number.POSITIVE_INFINITY, serverId = 'test-server', serial = 7 } = more
-  const zone = compileZone({ ...zoneOptions, ...more }, snapshots, serial)
-  const options = { zone, turns: new Map(), maxAnswers, serverId, version: '1.2.3', random: seeded(1) }
-  const answer = (message: Buffer, transport: 'udp' | 'tcp' = 'udp') =>
-    respond(message, transport, options)?.octets
-  return Object.assign(answer, { turns: options.turns })
+export function responder(snapshots: readonly Snapshot[], more: ResponderOptions = {}): Responder {
+  const zone = compiled(snapshots, more)
+  const endpoints = snapshots.reduce((sum, snapshot) => sum + snapshot.endpoints.length, 0)
+  const shared = {
+    zone,
+    cursors: new Int32Array(CURSORS_PER_SERVICE * snapshots.length),
+    firsts: new Float64Array(COUNTS_PER_ENDPOINT * endpoints),
+    random: seeded(1),
+  }
+  const contexts = {
+    udp: createContext({ ...shared, transport: 'udp' }),
+    tcp: createContext({ ...shared, transport: 'tcp' }),
+  }
+  const output = Buffer.alloc(MAX_MESSAGE_OCTETS)
+  const answer = (message: Uint8Array, transport: 'udp' | 'tcp' = 'udp') => {
+    const length = respond(message, message.length, output, contexts[transport])
+    return length < 0 ? undefined : Buffer.from(output.subarray(0, length))
+  }
+  return Object.assign(answer, shared)
 }
 
 /** A reply taken apart; that it can be, without an error, is asserted. */
@@ -223,7 +275,9 @@ export async function udpClient(t: TestContext, port: number) {
   }
 }
 
-/** A TCP client; `next` gives the messages in the order they come, and undefined once the server has ended. */
+/**
+ * A TCP client; `next` gives the messages in the order they come, and undefined once the server has ended.
+ */
 export async function tcpClient(t: TestContext, port: number) {
   const socket: Socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
   t.after(() => socket.destroy())

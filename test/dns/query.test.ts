@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { domainName } from '../../src/commands/values.ts'
-import { keyOf, keyOfWire, skipName, wireLength } from '../../src/dns/name.ts'
-import { parseQuery, type Query } from '../../src/dns/query.ts'
+import { foldCase, hashName, nameWord, skipName, wordsOf } from '../../src/dns/name.ts'
+import { parseQuery, Query } from '../../src/dns/query.ts'
 import { Expected } from '../../src/errors.ts'
 import {
   CLASS,
@@ -20,38 +20,57 @@ import {
 } from './message.ts'
 
 function parsed(message: Buffer): Query {
-  const result = parseQuery(message)
-  assert.ok(result)
+  const result = new Query()
+  assert.ok(parseQuery(message, message.length, result))
   return result
 }
 
-const wireKey = (octets: Buffer) => keyOfWire(octets, 0, octets.length)
+/** The words that a name is compared by. */
+function wordsOfName(octets: Buffer): number[] {
+  const padded = Buffer.concat([octets, Buffer.from([0xff, 0xff, 0xff, 0xff])])
+  const count = wordsOf(octets.length)
+  return Array.from({ length: count }, (_, i) => nameWord(padded, 0, octets.length, i))
+}
+const sameName = (a: Buffer, b: Buffer): boolean => {
+  const [x, y] = [wordsOfName(a), wordsOfName(b)]
+  return x.length === y.length && x.every((word, i) => word === y[i])
+}
 
 describe('names', () => {
-  test('letters are compared without case, and nothing else is', () => {
-    const octets = Array.from({ length: 256 }, (_, i) => i)
-    for (const a of octets)
-      for (const b of octets) {
-        const [x, y] = [a, b].map(octet => wireKey(labels(String.fromCharCode(octet))))
-        const [lowerA, lowerB] = [a, b].map(octet => (octet >= 65 && octet <= 90 ? octet + 32 : octet))
-        assert.equal(x === y, lowerA === lowerB, `${a} ${b}`)
-      }
+  test('letters are compared without case, and nothing else is, wherever in a word they stand', () => {
+    for (const shift of [0, 8, 16, 24])
+      for (let octet = 0; octet < 256; octet++)
+        for (const others of [0, 0x41, 0x5a, 0x7f, 0x80, 0xff]) {
+          const around = (others * 0x01010101) & ~(0xff << shift)
+          const lower = octet >= 0x41 && octet <= 0x5a ? octet + 0x20 : octet
+          const folded = foldCase(around | (octet << shift))
+          assert.equal((folded >>> shift) & 0xff, lower)
+          const othersLower = others === 0x41 || others === 0x5a ? others + 0x20 : others
+          assert.equal(folded & ~(0xff << shift), (othersLower * 0x01010101) & ~(0xff << shift))
+        }
   })
 
   test('a label that contains a dot is another name than the two labels', () => {
-    assert.notEqual(wireKey(labels('echo.roundelay', 'test')), keyOf(SERVICE))
-    assert.notEqual(wireKey(labels('echo\x09roundelay', 'test')), keyOf(SERVICE))
-    assert.equal(wireKey(labels('eCHo', 'RoundelaY', 'test')), keyOf(SERVICE))
+    const name = nameOctets(SERVICE)
+    assert.ok(!sameName(labels('echo.roundelay', 'test'), name))
+    assert.ok(!sameName(labels('echo\x09roundelay', 'test'), name))
+    assert.ok(sameName(labels('eCHo', 'RoundelaY', 'test'), name))
   })
 
   test('the length of a label is not lower-cased with its letters', () => {
-    // 65 to 90 are no lengths, but 0x41 in a label of text that is 0x41 long would be.
-    assert.equal(wireKey(labels('A'.repeat(63))).charCodeAt(0), 63)
+    assert.equal(wordsOfName(labels('A'.repeat(63)))[0]! & 0xff, 63)
   })
 
-  test('a name in text knows its length on the wire', () => {
-    for (const name of [SERVICE, 'a', 'a.b', longName(255)])
-      assert.equal(wireLength(name), nameOctets(name).length)
+  test('what follows a name is not compared with it, and the hash is that of its octets without case', () => {
+    for (let length = 1; length <= 9; length++) {
+      const upper = labels('X'.repeat(length))
+      const lower = labels('x'.repeat(length))
+      const hash = (name: Buffer, behind: number) =>
+        hashName(Buffer.concat([Buffer.alloc(5), name, Buffer.alloc(4, behind)]), 5, 5 + name.length)
+      assert.deepEqual(wordsOfName(upper), wordsOfName(lower))
+      assert.equal(hash(upper, 0xff), hash(lower, 0))
+      assert.notEqual(hash(upper, 0), hash(labels('y'.repeat(length)), 0))
+    }
   })
 
   test('labels of 63 octets and names of 255 are taken from flags, longer ones are not', () => {
@@ -80,43 +99,68 @@ describe('names', () => {
   ]
   for (const [what, octets, end, plainEnd] of ends)
     test(`${what} ends at ${end}, and at ${plainEnd} where compression is not allowed`, () => {
-      assert.equal(skipName(octets, 0), end)
-      assert.equal(skipName(octets, 0, true), plainEnd)
+      assert.equal(skipName(octets, octets.length, 0), end)
+      assert.equal(skipName(octets, octets.length, 0, true), plainEnd)
       // The same behind other octets, and with others behind.
       const moved = Buffer.concat([Buffer.alloc(7, 0xff), octets])
-      assert.equal(skipName(moved, 7), end === -1 ? -1 : end + 7)
+      assert.equal(skipName(moved, moved.length, 7), end === -1 ? -1 : end + 7)
+      // Octets behind the message are not read.
+      const more = Buffer.concat([octets, Buffer.alloc(300)])
+      assert.equal(skipName(more, octets.length, 0), end)
     })
 })
 
+const noEdns = { edns: false, udpOctets: 0, version: 0, dnssecOk: false, nsid: false }
+const ednsOf = ({ edns, udpOctets, version, dnssecOk, nsid }: Query) => ({
+  edns,
+  udpOctets,
+  version,
+  dnssecOk,
+  nsid,
+})
+
 describe('a query', () => {
+  test('leaves nothing to the next one', () => {
+    const query1 = new Query()
+    const rich = ednsQuery(SERVICE, TYPE.A, { size: 4096, version: 1, flags: 0x8000, rdata: NSID })
+    for (const message of [rich, rich.subarray(0, 30), query(SERVICE, TYPE.A, { questionCount: 2 })]) {
+      assert.ok(parseQuery(rich, rich.length, query1))
+      assert.ok(parseQuery(message, message.length, query1))
+      assert.deepEqual(query1, parsed(message))
+    }
+  })
+
   test('is taken apart', () => {
     const message = query('eCHO.test', TYPE.SRV, { id: 0xabcd, flags: 0x2910, class: CLASS.CH })
-    assert.deepEqual(parsed(message), {
-      id: 0xabcd,
-      flags: 0x2910,
-      isResponse: false,
-      opcode: 5,
-      questionCount: 1,
-      question: { key: keyOf('echo.test'), type: TYPE.SRV, class: CLASS.CH, end: message.length },
-      edns: undefined,
-      malformed: false,
-    })
+    assert.deepEqual(
+      { ...parsed(message) },
+      {
+        id: 0xabcd,
+        flags: 0x2910,
+        opcode: 5,
+        questionCount: 1,
+        nameEnd: message.length - 4,
+        type: TYPE.SRV,
+        class: CLASS.CH,
+        ...noEdns,
+        malformed: false,
+      },
+    )
   })
 
   test('without a whole header is nothing', () => {
     const message = query(SERVICE, TYPE.A)
-    for (let length = 0; length < 12; length++)
-      assert.equal(parseQuery(message.subarray(0, length)), undefined)
-    assert.ok(parseQuery(message.subarray(0, 12)))
+    for (let length = 0; length < 12; length++) assert.equal(parseQuery(message, length, new Query()), false)
+    assert.ok(parseQuery(message, 12, new Query()))
   })
 
   test('cut anywhere behind the header is malformed, and has no question unless that is whole', () => {
     const message = ednsQuery(SERVICE, TYPE.A, { rdata: option(10, 'cookie01') })
     const questionEnd = 12 + nameOctets(SERVICE).length + 4
     for (let length = 12; length < message.length; length++) {
-      const { malformed, question } = parsed(message.subarray(0, length))
+      const { malformed, nameEnd } = parsed(message.subarray(0, length))
       assert.equal(malformed, true, String(length))
-      assert.equal(question !== undefined, length >= questionEnd, String(length))
+      assert.equal(nameEnd !== 0, length >= questionEnd, String(length))
     }
     assert.equal(parsed(message).malformed, false)
   })
@@ -127,16 +171,16 @@ describe('a query', () => {
 
   for (const count of [0, 2, 3, 65535])
     test(`that claims ${count} questions has none we would answer`, () => {
-      const { question, questionCount } = parsed(query(SERVICE, TYPE.A, { questionCount: count }))
-      assert.equal(question, undefined)
+      const { nameEnd, questionCount } = parsed(query(SERVICE, TYPE.A, { questionCount: count }))
+      assert.equal(nameEnd, 0)
       assert.equal(questionCount, count)
     })
 
   test('whose question is a compression pointer is malformed, also one that loops', () => {
     for (const name of [Buffer.from([0xc0, 12]), Buffer.from([1, 97, 0xc0, 12]), Buffer.from([0xc0, 0xff])]) {
-      const { malformed, question } = parsed(query(name, TYPE.A))
+      const { malformed, nameEnd } = parsed(query(name, TYPE.A))
       assert.equal(malformed, true)
-      assert.equal(question, undefined)
+      assert.equal(nameEnd, 0)
     }
   })
 
@@ -154,13 +198,14 @@ describe('a query', () => {
 })
 
 describe('the OPT of a query', () => {
-  const plain = { udpOctets: 1232, version: 0, dnssecOk: false, nsid: false }
+  const plain = { ...noEdns, edns: true, udpOctets: 1232 }
 
   test('is read', () => {
-    assert.equal(parsed(query(SERVICE, TYPE.A)).edns, undefined)
-    assert.deepEqual(parsed(ednsQuery(SERVICE, TYPE.A)).edns, plain)
+    assert.deepEqual(ednsOf(parsed(query(SERVICE, TYPE.A))), noEdns)
+    assert.deepEqual(ednsOf(parsed(ednsQuery(SERVICE, TYPE.A))), plain)
     const edns = { size: 65535, version: 255, flags: 0x8000, rdata: NSID }
-    assert.deepEqual(parsed(ednsQuery(SERVICE, TYPE.A, edns)).edns, {
+    assert.deepEqual(ednsOf(parsed(ednsQuery(SERVICE, TYPE.A, edns))), {
+      edns: true,
       udpOctets: 65535,
       version: 255,
       dnssecOk: true,
@@ -171,12 +216,12 @@ describe('the OPT of a query', () => {
   test('is found before, between and behind other additional records', () => {
     for (const at of [0, 1, 2]) {
       const additionals = [someRecord, someRecord].toSpliced(at, 0, opt())
-      assert.deepEqual(parsed(query(SERVICE, TYPE.A, { additionals })).edns, plain)
+      assert.deepEqual(ednsOf(parsed(query(SERVICE, TYPE.A, { additionals }))), plain)
     }
   })
 
   test('flags but DO are unknown and ignored', () => {
-    assert.deepEqual(parsed(ednsQuery(SERVICE, TYPE.A, { flags: 0x7fff })).edns, plain)
+    assert.deepEqual(ednsOf(parsed(ednsQuery(SERVICE, TYPE.A, { flags: 0x7fff }))), plain)
   })
 
   const wrong: [what: string, options: Parameters<typeof query>[2]][] = [
@@ -209,8 +254,8 @@ describe('the OPT of a query', () => {
       NSID,
       option(10),
     ])
-    const { malformed, edns } = parsed(ednsQuery(SERVICE, TYPE.A, { rdata }))
+    const { malformed, nsid } = parsed(ednsQuery(SERVICE, TYPE.A, { rdata }))
     assert.equal(malformed, false)
-    assert.equal(edns?.nsid, true)
+    assert.equal(nsid, true)
   })
 })

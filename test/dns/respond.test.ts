@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { Packet } from 'dns2'
-import { pick } from '../../src/dns/rotation.ts'
 import {
   APEX,
   addresses,
@@ -58,14 +57,13 @@ describe('the guards', () => {
   })
 
   for (const opcode of [...Array(16).keys()].slice(1))
-    test(`answer NOTIMP to opcode ${opcode}, before anything else is looked at`, () => {
+    test(`answer NOTIMP to opcode ${opcode}, before anything but the version of EDNS is looked at`, () => {
       const flags = opcodeFlags(opcode) | RD
       const wrong: QueryOptions[] = [
         {},
         { questionCount: 0 },
         { questionCount: 2 },
         { additionals: [opt(), opt()] },
-        { additionals: [opt({ version: 1 })] },
         { class: CLASS.HS },
       ]
       for (const options of wrong) {
@@ -131,7 +129,7 @@ describe('the guards', () => {
     }
   })
 
-  test('answer FORMERR with the question to a query cut behind it, and to one that claims more than it has', () => {
+  test('answer FORMERR with the question to a query that is cut behind it', () => {
     const whole = ednsQuery(SERVICE, TYPE.A, { rdata: NSID })
     const questionEnd = query(SERVICE, TYPE.A).length
     for (let length = questionEnd; length < whole.length; length++) {
@@ -273,6 +271,20 @@ describe('EDNS', () => {
     assert.equal(ask(ednsQuery(SERVICE, TYPE.A, {}, { flags: opcodeFlags(OPCODE.notify) })).opts.length, 1)
   })
 
+  test('versions above 0 get BADVERS, whatever the opcode and the questions (RFC 6891 6.1.3)', () => {
+    for (let opcode = 0; opcode < 16; opcode++)
+      for (const questionCount of [0, 1]) {
+        const flags = opcodeFlags(opcode)
+        const octets = query(questionCount ? SERVICE : Buffer.alloc(0), TYPE.A, { flags, questionCount })
+        const whole = questionCount ? octets : octets.subarray(0, 12)
+        whole.writeUInt16BE(1, 10)
+        const reply = ask(Buffer.concat([whole, opt({ version: 1 })]))
+        assert.equal(reply.rcode, RCODE.BADVERS)
+        assert.deepEqual(reply.counts, [questionCount, 0, 0, 1])
+        assert.equal((reply.flags >> 11) & 15, opcode)
+      }
+  })
+
   test('versions above 0 get BADVERS and nothing else, before AXFR or the class is looked at', () => {
     for (const version of [1, 2, 255])
       for (const [type, dnsClass] of [
@@ -348,6 +360,43 @@ describe('EDNS', () => {
   })
 })
 
+describe('what is required wins over what is optional', () => {
+  const serverId = 's'.repeat(255)
+  const asksNsid = (name: string, type: number) => ednsQuery(name, type, { size: 512, rdata: NSID })
+  const nsidOf = ({ opts }: ReturnType<typeof parse>) => (opts[0]!.rdata as unknown[]).length
+
+  test('answer records over NSID', () => {
+    const server = responder([snapshot(addresses(20))], { serverId })
+    const reply = parse(server(asksNsid(SERVICE, TYPE.A)))
+    assert.deepEqual([reply.tc, reply.answers.length, nsidOf(reply)], [false, 20, 0])
+    const whole = parse(server(ednsQuery(SERVICE, TYPE.A, { rdata: NSID })))
+    const expected = opt({ rdata: option(3, serverId) })
+    assert.deepEqual(whole.octets.subarray(-expected.length), expected)
+  })
+
+  test('the SOA of a negative answer over NSID', () => {
+    const server = responder([snapshot(three)], { serverId })
+    for (const name of [longName(255), longName(200)]) {
+      const reply = parse(server(asksNsid(name, TYPE.A)))
+      assertNegative(reply, RCODE.NXDOMAIN)
+      assert.deepEqual([reply.tc, nsidOf(reply), reply.opts.length], [false, 0, 1])
+    }
+  })
+
+  test('the OPT over records, and NSID over the addresses of SRV targets', () => {
+    const server = responder([snapshot(addresses(8))])
+    const name = `_echo._udp.${SERVICE}`
+    const [plain, nsid] = [ednsQuery(name, TYPE.SRV, { size: 512 }), asksNsid(name, TYPE.SRV)].map(message =>
+      parse(server(message)),
+    )
+    for (const { tc, answers, opts } of [plain!, nsid!])
+      assert.deepEqual([tc, answers.length, opts.length], [false, 8, 1])
+    const expected = opt({ rdata: option(3, 'test-server') })
+    assert.deepEqual(nsid!.octets.subarray(-expected.length), expected)
+    assert.ok(nsid!.additionals.length < plain!.additionals.length)
+  })
+})
+
 describe('a truncated answer', () => {
   const many = responder([snapshot([...addresses(100), 'fd00::1'])])
   const A = query(SERVICE, TYPE.A)
@@ -366,7 +415,7 @@ describe('a truncated answer', () => {
       assert.equal(whole.tc, false)
       assert.deepEqual(whole.addresses, [...addresses(100).slice(turn), ...addresses(100).slice(0, turn)])
     }
-    assert.equal(many.turns.get([...many.turns.keys()][0]!)?.cursor, 3)
+    assert.deepEqual([...many.cursors], [3, 0, 0, 0])
   })
 
   test('has an OPT where the query had one, and no SOA', () => {
@@ -434,6 +483,11 @@ describe('a truncated answer', () => {
     })
 })
 
+function shuffled<T>(list: readonly T[], random: () => number): T[] {
+  const keyed = list.map(item => ({ item, key: random() }))
+  return keyed.sort((a, b) => a.key - b.key).map(({ item }) => item)
+}
+
 describe('the answer', () => {
   test('of SOA and NS stands at the apex, with glue', () => {
     const server = responder([snapshot(three)], { nsAddresses: ['127.0.0.1', '::1'], serial: 2 ** 32 - 1 })
@@ -480,11 +534,8 @@ describe('the answer', () => {
           [`10-0-0-1.${SERVICE}`, TYPE.A],
         ] satisfies [string, number][],
     ).flat()
-    const random = seeded(9)
-    const order = pick(policy('random').compile(asked.map(() => endpoint('::'))), 0, asked.length, random)
     const counts: Record<string, number> = {}
-    for (const index of order) {
-      const [name, type] = asked[index]!
+    for (const [name, type] of shuffled(asked, seeded(9))) {
       const head = first(name, type)
       if (name === SERVICE && head) counts[head] = (counts[head] ?? 0) + 1
     }
@@ -498,7 +549,7 @@ describe('the answer', () => {
     })
   })
 
-  test('of SRV has one record for each endpoint, whose target has its address, beside it and when asked', () => {
+  test('of SRV has a record for each endpoint; its target has the address, beside it and when asked', () => {
     for (const transport of ['udp', 'tcp']) {
       const reply = ask(query(`_echo._${transport}.${SERVICE}`, TYPE.SRV))
       assert.equal(reply.answers.length, 3)
@@ -605,7 +656,7 @@ describe('the answer', () => {
         [`_echo._tcp.${SERVICE}`, TYPE.SRV],
       ] as const)
         assertNegative(parse(none(query(name, type))), RCODE.NOERROR)
-      assert.equal(none.turns.size, 0)
+      assert.deepEqual([...none.cursors], [0, 0, 0, 0])
     }
   })
 
@@ -633,8 +684,19 @@ describe('the answer', () => {
       assert.equal(parse(waiting(query(APEX, TYPE.NS))).additionals.length, 1)
       assert.deepEqual(parse(waiting(query(`ns.${APEX}`, TYPE.A))).addresses, ['127.0.0.1'])
       assert.deepEqual(parse(waiting(query(`other.${APEX}`, TYPE.A))).addresses, ['10.0.0.1'])
-      assert.equal(waiting.turns.size, 1)
+      assert.deepEqual([...waiting.cursors], [1, 0, 0, 0, 0, 0, 0, 0])
     }
+  })
+
+  test('is SERVFAIL for a service that is not ready though its name was there before it', () => {
+    const above = responder([
+      snapshot(['10.0.0.1'], { service: `a.${SERVICE}` }),
+      snapshot([], { ready: false }),
+    ])
+    assert.equal(parse(above(query(SERVICE, TYPE.A))).rcode, RCODE.SERVFAIL)
+    assert.equal(parse(above(query(`b.${SERVICE}`, TYPE.A))).rcode, RCODE.SERVFAIL)
+    assert.deepEqual(parse(above(query(`a.${SERVICE}`, TYPE.A))).addresses, ['10.0.0.1'])
+    assertNegative(parse(above(query(`b.a.${APEX}`, TYPE.A))), RCODE.NXDOMAIN)
   })
 
   test('follows the policy, and --answers', () => {
@@ -677,7 +739,7 @@ describe('whatever comes', () => {
     { size: 65535, rdata: Buffer.concat([option(10, 'cookie01'), NSID]) },
   ]
 
-  test('100,000 mutated queries never throw: no reply, or one that can be read, of their id and within its limit', () => {
+  test('100,000 mutated queries never throw, and each reply can be read and is within its limit', () => {
     const random = seeded(2)
     const below = (n: number) => Math.floor(random() * n)
     const any = <T>(list: readonly T[]): T => list[below(list.length)]!
@@ -735,7 +797,7 @@ describe('whatever comes', () => {
     return octets
   }
 
-  test('20,000 messages of random octets as well', () => {
+  test('20,000 messages of random octets never throw, and each reply can be read', () => {
     const random = seeded(3)
     for (let i = 0; i < 20_000; i++) {
       const octets = Buffer.from(

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { type Candidate, pick, policies, smoothTurns } from '../../src/dns/rotation.ts'
+import { type Candidate, type Policy, policies, smoothTurns, turnWindows } from '../../src/dns/rotation.ts'
 import { policy, seeded } from './message.ts'
 
 const candidates = (list: readonly Partial<Candidate>[]): Candidate[] =>
@@ -8,10 +8,31 @@ const candidates = (list: readonly Partial<Candidate>[]): Candidate[] =>
 const equal = (count: number) => candidates(Array.from({ length: count }, () => ({})))
 const never = () => assert.fail('this policy draws no lots')
 
+/** The order of each answer, as indices into the candidates: what the windows show of the stored records. */
+function picker({ compile, arrange }: Policy, members: Candidate[]) {
+  const { order, ring, turns } = compile(members)
+  const stored = [...order.slice(0, ring), ...order]
+  const memory = Int32Array.from(members, (_, i) => i)
+  const windows = new Int32Array(2 * members.length + 2)
+  return (cursor: number, count: number, random: () => number): number[] => {
+    const taken = Math.min(count, members.length)
+    const head = turns.length === 0 ? cursor % ring : turns[cursor % turns.length]!
+    const used = arrange
+      ? arrange(members.length, taken, cursor, { random, memory }, windows)
+      : turnWindows(ring, head, taken, windows)
+    assert.deepEqual(
+      memory,
+      Int32Array.from(members, (_, i) => i),
+    )
+    const starts = Array.from({ length: used }, (_, i) => windows[2 * i]!)
+    return starts.flatMap((start, i) => stored.slice(start, start + windows[2 * i + 1]!))
+  }
+}
+
 /** The orders of `answers` answers in a row. */
 const orders = (name: string, members: Candidate[], answers: number, count = Number.POSITIVE_INFINITY) => {
-  const plan = policy(name).compile(members)
-  return Array.from({ length: answers }, (_, cursor) => pick(plan, cursor, count, never))
+  const pick = picker(policy(name), members)
+  return Array.from({ length: answers }, (_, cursor) => pick(cursor, count, never))
 }
 
 function firsts(list: readonly number[][], members: number): number[] {
@@ -74,6 +95,21 @@ describe('weighted', () => {
     assert.deepEqual(smoothTurns([100, 100]), [0, 1])
   })
 
+  test('the turns are those of nginx: the largest credit first, then the first endpoint', () => {
+    const random = seeded(61)
+    for (let round = 0; round < 200; round++) {
+      const weights = Array.from({ length: 1 + Math.floor(random() * 9) }, () => 1 + Math.floor(random() * 6))
+      const turns = smoothTurns(weights)
+      const sum = weights.reduce((a, b) => a + b, 0)
+      const credits = weights.map(() => 0)
+      for (const turn of turns) {
+        for (const [i, weight] of weights.entries()) credits[i]! += weight
+        assert.equal(turn, credits.indexOf(Math.max(...credits)), String(weights))
+        credits[turn]! -= sum
+      }
+    }
+  })
+
   test('whatever the weights, each endpoint is first in exactly its share of a full period', () => {
     const random = seeded(60)
     for (let round = 0; round < 200; round++) {
@@ -104,7 +140,7 @@ describe('weighted', () => {
 })
 
 describe('random', () => {
-  const plan = policy('random').compile(equal(4))
+  const pick = picker(policy('random'), equal(4))
 
   /** Pearson's statistic of how far these counts are from all alike. */
   const chiSquare = (counts: Iterable<number>, cells: number, draws: number) => {
@@ -122,9 +158,9 @@ describe('random', () => {
     return counts
   }
 
-  test('all 24 orders of 4 endpoints are equally likely (chi-square, 23 degrees of freedom, p > 0.001)', () => {
+  test('all 24 orders of 4 endpoints are equally likely (chi-square, 23 degrees, p > 0.001)', () => {
     const random = seeded(4)
-    const counts = tally(24_000, () => pick(plan, 0, 4, random))
+    const counts = tally(24_000, () => pick(0, 4, random))
     assert.equal(counts.size, 24)
     const statistic = chiSquare(counts.values(), 24, 24_000)
     assert.ok(statistic < 49.7, `chi-square ${statistic}`)
@@ -144,21 +180,21 @@ describe('random', () => {
     assert.ok(chiSquare(tally(24_000, unfair).values(), 24, 24_000) > 49.7)
   })
 
-  test('with --answers 2 all 20 ordered pairs of 5 are equally likely (19 degrees of freedom, p > 0.001)', () => {
+  test('with --answers 2 all 20 ordered pairs of 5 are equally likely (19 degrees, p > 0.001)', () => {
     const random = seeded(5)
-    const five = policy('random').compile(equal(5))
-    const counts = tally(20_000, () => pick(five, 0, 2, random))
+    const pickOfFive = picker(policy('random'), equal(5))
+    const counts = tally(20_000, () => pickOfFive(0, 2, random))
     assert.equal(counts.size, 20)
     assert.ok(chiSquare(counts.values(), 20, 20_000) < 43.8)
   })
 
   test('every order is a permutation, also at the ends of the range of the lots', () => {
     const random = seeded(6)
-    const thousand = policy('random').compile(equal(1000))
+    const pickOfThousand = picker(policy('random'), equal(1000))
     const all = Array.from({ length: 1000 }, (_, i) => i)
     for (const lots of [random, random, () => 0, () => 1 - 2 ** -53])
       assert.deepEqual(
-        pick(thousand, 0, 1000, lots).sort((a, b) => a - b),
+        pickOfThousand(0, 1000, lots).sort((a, b) => a - b),
         all,
       )
   })
@@ -207,18 +243,25 @@ describe('least-loaded', () => {
   })
 })
 
+test('only least-loaded reads the load', () => {
+  assert.deepEqual(
+    policies.filter(({ readsLoad }) => readsLoad).map(({ name }) => name),
+    ['least-loaded'],
+  )
+})
+
 describe('--answers', () => {
-  for (const { name, compile } of policies)
-    test(`${name} gives the first N of the order, and all of it where there are fewer`, () => {
-      const plan = compile(candidates([{ weight: 2 }, { weight: 1 }, { weight: 5 }, { weight: 1 }]))
+  for (const each of policies)
+    test(`${each.name} gives the first N of the order, and all of it where there are fewer`, () => {
+      const pick = picker(each, candidates([{ weight: 2 }, { weight: 1 }, { weight: 5 }, { weight: 1 }]))
       for (let cursor = 0; cursor < 20; cursor++) {
-        const whole = pick(plan, cursor, 65535, seeded(cursor))
+        const whole = pick(cursor, 65535, seeded(cursor))
         assert.deepEqual(
           whole.toSorted((a, b) => a - b),
           [0, 1, 2, 3],
         )
         for (const count of [1, 2, 3, 4, 5])
-          assert.deepEqual(pick(plan, cursor, count, seeded(cursor)), whole.slice(0, count))
+          assert.deepEqual(pick(cursor, count, seeded(cursor)), whole.slice(0, count))
       }
     })
 

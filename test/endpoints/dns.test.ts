@@ -3,12 +3,12 @@ import { EventEmitter, once } from 'node:events'
 import { type TestContext, test } from 'node:test'
 import { formatAddress, type SocketAddress, type Transport } from '../../src/address.ts'
 import { parseSource } from '../../src/commands/values.ts'
-import { Authority } from '../../src/dns/authority.ts'
+import { type Answerer, Authority } from '../../src/dns/authority.ts'
 import { policies } from '../../src/dns/rotation.ts'
 import { dnsSource } from '../../src/endpoints/dns.ts'
 import type { Sink, Source } from '../../src/endpoints/endpoint.ts'
 import type { EndpointStatus } from '../../src/endpoints/pool.ts'
-import { type Answerer, listenDns } from '../../src/net/dns-server.ts'
+import { listenDns } from '../../src/net/dns-server.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 
 const NAME = 'echo.farm.test'
@@ -29,8 +29,10 @@ function authority(
       maxAnswers: Number.POSITIVE_INFINITY,
       serverId: 'test',
       version: '0',
+      clock: new VirtualClock(),
+      random: Math.random,
     },
-    { answered() {}, dropped() {}, failed: error => assert.fail(error) },
+    { failed: error => assert.fail(error) },
   )
   const endpoints = addresses.map<EndpointStatus>(address => ({
     address,

@@ -1,11 +1,13 @@
 /**
- * A DNS server in a process of its own, for tests that measure its memory or expect it to die. Started by `fork`
- * with `--expose-gc` and one argument of JSON; sends its ports, then its memory whenever it is sent anything.
+ * A DNS server in a process of its own, for tests that measure its memory or expect it to die. Started by
+ * `fork` with `--expose-gc` and one argument of JSON; sends its ports, then its memory whenever it is sent
+ * anything.
  */
 import { setImmediate } from 'node:timers/promises'
 import { createServer, Packet } from 'dns2'
-import { Authority } from '../../src/dns/authority.ts'
-import { type Answerer, listenDns } from '../../src/net/dns-server.ts'
+import { systemClock } from '../../src/clock.ts'
+import { type Answerer, Authority } from '../../src/dns/authority.ts'
+import { listenDns } from '../../src/net/dns-server.ts'
 import { addresses, SERVICE, snapshot, zoneOptions } from '../dns/message.ts'
 
 export interface ChildOptions {
@@ -23,10 +25,8 @@ const filler = replyOctets === undefined ? undefined : Buffer.alloc(replyOctets)
 
 async function listenOurs() {
   const authority = new Authority(
-    { ...zoneOptions, services: [SERVICE], maxAnswers: 65535, serverId: 'child', version: '1' },
+    { ...zoneOptions, services: [SERVICE], maxAnswers: 65535, clock: systemClock, random: Math.random },
     {
-      answered() {},
-      dropped() {},
       failed(error) {
         throw error
       },
@@ -34,7 +34,7 @@ async function listenOurs() {
   )
   authority.update(snapshot(addresses(endpoints)))
   const answer: Answerer = filler
-    ? () => ({ octets: filler, type: 0, rcode: 0, truncated: false })
+    ? () => filler
     : (message, transport) => authority.answer(message, transport)
   const listener = await listenDns(answer, { listen: [{ address: '127.0.0.1', port: 0 }], ...listen })
   const { port } = listener.addresses[0]!

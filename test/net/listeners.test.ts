@@ -10,7 +10,7 @@ const options = { timeout: 60_000, skip: (await whyUnavailable()) ?? false }
 
 /** An echo server for `cap` clients at a time. */
 async function listen(t: TestContext, cap: number, ...hosts: string[]) {
-  const said: unknown[] = []
+  const reports: unknown[] = []
   const served = new Set<Socket>()
   let most = 0
   const listeners: Listeners = new Listeners(
@@ -25,7 +25,7 @@ async function listen(t: TestContext, cap: number, ...hosts: string[]) {
       })
       socket.pipe(socket)
     },
-    (_level, message, details) => said.push({ message, ...details }),
+    (_level, message, details) => reports.push({ message, ...details }),
   )
   t.after(() => {
     listeners.close()
@@ -34,15 +34,15 @@ async function listen(t: TestContext, cap: number, ...hosts: string[]) {
   const ports: number[] = []
   for (const address of hosts.length > 0 ? hosts : ['127.0.0.1'])
     ports.push((await listeners.open({ address, port: 0 })).port)
-  return { listeners, said, ports, port: ports[0], most: () => most }
+  return { listeners, reports, ports, port: ports[0], most: () => most }
 }
 
-test('600 clients wait unrefused for one place, and each gets it', {
+test('600 clients wait for one place, and each gets it', {
   ...options,
   timeout: 10_000,
 }, async t => {
   const CLIENTS = 600
-  const { listeners, port, most, said } = await listen(t, 1)
+  const { listeners, port, most, reports } = await listen(t, 1)
   const first = await client(t, port!)
   await roundTrip(first, 'first')
   const others = await clients(t, port!, CLIENTS)
@@ -54,12 +54,12 @@ test('600 clients wait unrefused for one place, and each gets it', {
   assert.equal(listeners.active, 1)
   first.end()
   await Promise.all(answers)
-  await until('nobody is left', () => listeners.active === 0)
+  await until('no client is left', () => listeners.active === 0)
   assert.equal(most(), 1)
-  assert.deepEqual(said, [{ message: 'connection cap reached: further clients wait', cap: 1 }])
+  assert.deepEqual(reports, [{ message: 'connection cap reached: further clients wait', cap: 1 }])
 })
 
-test('all listeners share the cap, and none is forgotten when there is room again', options, async t => {
+test('all listeners share the cap, and all accept again when there is room', options, async t => {
   const { listeners, ports, most } = await listen(t, 3, '127.0.0.1', '::1', '127.0.0.2')
   const hosts = ['127.0.0.1', '::1', '127.0.0.2']
   const all = Array.from({ length: 60 }, async (_, i) => {
@@ -68,7 +68,7 @@ test('all listeners share the cap, and none is forgotten when there is room agai
     assert.equal(await read(socket, 2), `${10 + i}`)
   })
   await Promise.all(all)
-  await until('nobody is left', () => listeners.active === 0 && listeners.waiting === 0)
+  await until('no client is left', () => listeners.active === 0 && listeners.waiting === 0)
   assert.ok(most() <= 3, `${most()} at a time`)
 })
 
@@ -83,28 +83,32 @@ test('to pause and to go on a hundred times costs no descriptor', options, async
     await ended(socket)
     socket.destroy()
   }
-  await until('nobody is left', () => listeners.active === 0)
+  await until('no client is left', () => listeners.active === 0)
   await until('all are let go', () => descriptors() <= before)
 })
 
-test('closed, it refuses new clients and those that wait; the served go on', options, async t => {
-  const { listeners, port } = await listen(t, 1)
-  const served = await client(t, port!)
-  await roundTrip(served, 'served')
-  const waits = await client(t, port!)
-  await until('it waits', () => listeners.waiting === 1)
-  listeners.close()
-  await ended(waits)
-  assert.equal(waits.bytesRead, 0)
-  assert.equal(await attempt(t, port!), 'ECONNREFUSED')
-  await roundTrip(served, 'still served')
-  served.end()
-  await until('it has left', () => listeners.active === 0)
-  assert.equal(await attempt(t, port!), 'ECONNREFUSED', 'who leaves does not open it again')
-  listeners.close()
-})
+test(
+  'after close new clients and those that wait are refused; those that are served go on',
+  options,
+  async t => {
+    const { listeners, port } = await listen(t, 1)
+    const served = await client(t, port!)
+    await roundTrip(served, 'served')
+    const waits = await client(t, port!)
+    await until('it waits', () => listeners.waiting === 1)
+    listeners.close()
+    await ended(waits)
+    assert.equal(waits.bytesRead, 0)
+    assert.equal(await attempt(t, port!), 'ECONNREFUSED')
+    await roundTrip(served, 'still served')
+    served.end()
+    await until('it has left', () => listeners.active === 0)
+    assert.equal(await attempt(t, port!), 'ECONNREFUSED', 'a client that leaves does not open it again')
+    listeners.close()
+  },
+)
 
-test('the cap is never more than there are descriptors for', options, async t => {
+test('the cap is never more than the number of free descriptors', options, async t => {
   const room = descriptorRoom()
   assert.ok(room >= 1 && Number.isInteger(room))
   const { listeners } = await listen(t, 1_000_000_000)

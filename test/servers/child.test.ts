@@ -8,16 +8,20 @@ import { join } from 'node:path'
 import { buffer } from 'node:stream/consumers'
 import { type TestContext, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
-import { echo } from '../../src/protocols.ts'
 import { BUSY, type ChildOrders, CONTROL, IDLE } from '../../src/servers/orders.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
+import { headers } from '../../src/sys/layouts.ts'
 import type * as Sys from '../../src/sys/libc.ts'
 import type * as Sockets from '../../src/sys/sockets.ts'
 import { client, ended, MIB, randomOctets, roundTrip, until } from '../conformance/clients.ts'
+import { descriptorOf } from '../conformance/proc.ts'
+import { option } from '../sys/kernel.ts'
 
 const options = { timeout: 30_000, skip: (await whyUnavailable()) ?? false }
 const program = fileURLToPath(new URL('../../src/servers/child.ts', import.meta.url))
-const { close }: typeof Sys = options.skip ? ({} as typeof Sys) : await import('../../src/sys/libc.ts')
+const { accept4, close }: typeof Sys = options.skip
+  ? ({} as typeof Sys)
+  : await import('../../src/sys/libc.ts')
 const { listenTcp }: typeof Sockets = options.skip
   ? ({} as typeof Sockets)
   : await import('../../src/sys/sockets.ts')
@@ -29,16 +33,19 @@ function child(
   connection: Socket | 'ignore',
   listeners: readonly number[] = [],
 ) {
-  const { module, name } = echo
   const all = {
-    protocol: { module, name },
+    protocol: 'echo',
     idleMs: 60_000,
     listeners: listeners.length,
     maxRequests: 0,
     ...orders,
   }
   const process_ = spawn(process.execPath, [program, JSON.stringify(all)], {
-    stdio: [connection, 'ignore', 'inherit', 'pipe', ...listeners],
+    stdio: [connection, 'ignore', 'pipe', 'pipe', ...listeners],
+  })
+  let stderr = ''
+  process_.stderr?.on('data', data => {
+    stderr += data
   })
   const control = process_.stdio[CONTROL] as Socket
   let states = ''
@@ -47,12 +54,12 @@ function child(
     .on('data', data => {
       states += data
     })
-  const exited = once(process_, 'exit').then(([code, signal]) => ({ code, signal }))
+  const exited = once(process_, 'close').then(([code, signal]) => ({ code, signal }))
   t.after(async () => {
     process_.kill('SIGKILL')
     await exited
   })
-  return { control, exited, kill: () => process_.kill('SIGKILL'), states: () => states }
+  return { control, exited, kill: () => process_.kill('SIGKILL'), states: () => states, stderr: () => stderr }
 }
 
 /** Both ends of a connection: the client's, and the server's, unread. */
@@ -83,7 +90,7 @@ test(
       socket.end(payload)
       assert.ok(payload.equals(await buffer(socket)))
       assert.deepEqual(await exited, ends)
-      assert.equal(states(), 'b', 'it says when it has it')
+      assert.equal(states(), 'b', 'it reports when it has the connection')
     }
   },
 )
@@ -124,7 +131,7 @@ function listening(t: TestContext) {
 }
 
 test(
-  'it says when it is idle and when busy, and ends after as many clients as it was told',
+  'it reports when it is idle and when busy, and ends after as many clients as it was told',
   options,
   async t => {
     const { fd, port } = listening(t)
@@ -142,7 +149,7 @@ test(
   },
 )
 
-test('told that it is enough it ends, but not before its client', options, async t => {
+test('told to stop it ends, but not before its client', options, async t => {
   const { fd, port } = listening(t)
   const idle = child(t, {}, 'ignore', [fd])
   await until('it is idle', () => idle.states() === IDLE)
@@ -159,7 +166,7 @@ test('told that it is enough it ends, but not before its client', options, async
   socket.end()
   await ended(socket)
   assert.deepEqual(await busy.exited, ends)
-  // The other was left to a sibling.
+  // The other client was left to a sibling.
   const sibling = child(t, {}, 'ignore', [fd])
   assert.equal(String((await once(next, 'data'))[0]), 'not by this one')
   sibling.control.destroy()
@@ -184,7 +191,7 @@ test('siblings share listening sockets: none fails when another was faster', opt
   t.diagnostic(`served ${served}`)
 })
 
-test('siblings that wake up for a client whom another gets say nothing', options, async t => {
+test('siblings that wake up for a client that another gets report nothing', options, async t => {
   const { fd, address } = listenTcp({ address: '127.0.0.1', port: 0 })
   t.after(() => close(fd))
   const siblings = Array.from({ length: 4 }, () => child(t, {}, 'ignore', [fd]))
@@ -199,4 +206,72 @@ test('siblings that wake up for a client whom another gets say nothing', options
   await until('all are idle again', () => all().every(states => states.endsWith('i')))
   for (const states of all()) assert.match(states, /^i(bi)*$/)
   assert.equal(all().join('').replaceAll('i', '').length, 40)
+})
+
+const { SOL_SOCKET, SO_KEEPALIVE, IPPROTO_TCP, TCP_NODELAY } = headers
+
+test('its connection has keep-alive and TCP_NODELAY', options, async t => {
+  const [socket, connection] = await pair(t, paused())
+  t.after(() => connection.destroy())
+  child(t, {}, connection)
+  await roundTrip(socket, 'hello')
+  // The options are those of the socket, of which this process still has a descriptor.
+  const fd = descriptorOf('tcp', socket.remotePort as number, socket.localPort)
+  assert.equal(option(fd, SOL_SOCKET, SO_KEEPALIVE), 1)
+  assert.equal(option(fd, IPPROTO_TCP, TCP_NODELAY), 1)
+})
+
+test('the connections that it accepts have keep-alive and TCP_NODELAY', options, async t => {
+  const { fd, port } = listening(t)
+  const { states } = child(t, {}, 'ignore', [fd])
+  await until('it is idle', () => states() === IDLE)
+  const socket = await client(t, port)
+  await roundTrip(socket, 'hello')
+  // The child is busy, so this test accepts the next client itself: with the same options.
+  const next = await client(t, port)
+  const accepted = accept4(fd, headers.SOCK_CLOEXEC)
+  t.after(() => close(accepted))
+  assert.equal(option(accepted, SOL_SOCKET, SO_KEEPALIVE), 1)
+  assert.equal(option(accepted, IPPROTO_TCP, TCP_NODELAY), 1)
+  next.destroy()
+})
+
+test('without a protocol of that name it fails before it reports that it has started', options, async t => {
+  const { fd } = listening(t)
+  const { exited, states, stderr } = child(t, { protocol: 'unknown' }, 'ignore', [fd])
+  assert.deepEqual(await exited, { code: 1, signal: null })
+  assert.equal(states(), '')
+  assert.match(stderr(), /there is no protocol "unknown"/)
+})
+
+test('with a session that goes on by itself it sends, discards, and notices the end', options, async t => {
+  const [socket, connection] = await pair(t, paused())
+  const { exited } = child(t, { protocol: 'chargen' }, connection)
+  connection.destroy()
+  let octets = 0
+  socket.on('data', data => {
+    octets += data.length
+  })
+  socket.write(randomOctets(3 * MIB))
+  await until('the client sends as it receives', () => octets > 3 * MIB && socket.writableLength === 0)
+  socket.end()
+  await ended(socket)
+  assert.deepEqual(await exited, ends)
+})
+
+test('with a session that is over it does not reset a client that still sends', options, async t => {
+  const [socket, connection] = await pair(t, paused())
+  const { exited } = child(t, { protocol: 'daytime' }, connection)
+  connection.destroy()
+  let text = ''
+  socket.on('data', data => {
+    text += data
+  })
+  const payload = randomOctets(3 * MIB)
+  socket.write(payload)
+  await once(socket, 'end')
+  assert.equal(text.length, 26)
+  await once(socket.end(payload), 'close')
+  assert.equal(socket.errored, null)
+  assert.deepEqual(await exited, ends)
 })

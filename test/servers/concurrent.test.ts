@@ -4,20 +4,20 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { echo } from '../../src/protocols.ts'
 import type { concurrent as Concurrent } from '../../src/servers/concurrent.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { attempt, client, clients, ended, read, roundTrip, until } from '../conformance/clients.ts'
 import { ownChildren, serve } from '../conformance/in-process.ts'
+import { knowOddProtocols, named } from '../conformance/odd-protocols.ts'
 import { runs } from '../conformance/proc.ts'
-import { silent } from '../conformance/silent-echo.ts'
+import { echo } from '../support/echo.ts'
 
 const options = { timeout: 60_000, skip: (await whyUnavailable()) ?? false }
 const concurrent: typeof Concurrent = options.skip
   ? () => assert.fail()
   : (await import('../../src/servers/concurrent.ts')).concurrent
 
-test('at the cap clients wait in the order in which they came, and it is said once', options, async t => {
+test('at the cap clients wait in the order in which they came, and it is logged once', options, async t => {
   const server = await serve(t, concurrent, echo, { maxChildren: 2 })
   const served = await clients(t, server.port, 2)
   await Promise.all(served.map(socket => roundTrip(socket, 'served')))
@@ -34,7 +34,7 @@ test('at the cap clients wait in the order in which they came, and it is said on
   assert.equal(order.length, 0)
   assert.equal(server.counters.active, 2)
   assert.equal(ownChildren().length, 2)
-  // One that gives up while it waits is nobody's place.
+  // One that gives up while it waits takes no place.
   waiting[1]!.resetAndDestroy()
   served[0]!.end()
   for (const i of [0, 2, 3]) {
@@ -45,7 +45,7 @@ test('at the cap clients wait in the order in which they came, and it is said on
   served[1]!.end()
   await until('nobody is left', () => server.counters.active === 0)
   assert.equal(server.counters.waiting, 0)
-  assert.deepEqual(server.said, [
+  assert.deepEqual(server.reports, [
     { level: 'warn', message: 'connection cap reached: further clients wait', details: { cap: 2 } },
   ])
   await until('no process is left', () => ownChildren().length === 0)
@@ -62,7 +62,7 @@ test('it counts connections, processes and failures', options, async t => {
   const killed = scoreboard[0]!.pid
   process.kill(killed, 'SIGKILL')
   await until('it is noticed', () => server.counters.active === 1)
-  assert.deepEqual(server.said, [
+  assert.deepEqual(server.reports, [
     {
       level: 'warn',
       message: 'child died: its client is cut off',
@@ -75,8 +75,9 @@ test('it counts connections, processes and failures', options, async t => {
   assert.equal(server.children?.().failures, 1)
 })
 
-test('a protocol may say nothing to a piece', options, async t => {
-  const { port } = await serve(t, concurrent, silent)
+test('a protocol may give no reply to a piece', options, async t => {
+  knowOddProtocols(t)
+  const { port } = await serve(t, concurrent, named('silentEcho'))
   const socket = await client(t, port)
   await roundTrip(socket, 'loud')
   socket.write('quiet')
@@ -87,26 +88,30 @@ test('a protocol may say nothing to a piece', options, async t => {
   assert.equal(socket.bytesRead, 4)
 })
 
-test('close refuses those that wait, lets the served finish, and leaves no process', options, async t => {
-  const server = await serve(t, concurrent, echo, { maxChildren: 1 })
-  const served = await client(t, server.port)
-  await roundTrip(served, 'served')
-  const waits = await client(t, server.port)
-  await until('one waits', () => server.counters.waiting === 1)
-  const children = ownChildren()
-  let over = false
-  const closed = server.close(new AbortController().signal).then(() => {
-    over = true
-  })
-  await ended(waits)
-  assert.equal(waits.bytesRead, 0)
-  assert.equal(await attempt(t, server.port), 'ECONNREFUSED')
-  for (let i = 0; i < 20; i++) await roundTrip(served, `still served ${i}`)
-  assert.equal(over, false)
-  served.end()
-  await closed
-  assert.deepEqual(children.filter(runs), [])
-})
+test(
+  'close refuses the clients that wait, lets the others finish, and leaves no process',
+  options,
+  async t => {
+    const server = await serve(t, concurrent, echo, { maxChildren: 1 })
+    const served = await client(t, server.port)
+    await roundTrip(served, 'served')
+    const waits = await client(t, server.port)
+    await until('one waits', () => server.counters.waiting === 1)
+    const children = ownChildren()
+    let over = false
+    const closed = server.close(new AbortController().signal).then(() => {
+      over = true
+    })
+    await ended(waits)
+    assert.equal(waits.bytesRead, 0)
+    assert.equal(await attempt(t, server.port), 'ECONNREFUSED')
+    for (let i = 0; i < 20; i++) await roundTrip(served, `still served ${i}`)
+    assert.equal(over, false)
+    served.end()
+    await closed
+    assert.deepEqual(children.filter(runs), [])
+  },
+)
 
 test('close at the deadline cuts what is open', options, async t => {
   const server = await serve(t, concurrent, echo)
@@ -119,7 +124,7 @@ test('close at the deadline cuts what is open', options, async t => {
   deadline.abort()
   await Promise.all([closed, ...sockets.map(ended)])
   assert.deepEqual(children.filter(runs), [])
-  assert.deepEqual(server.said, [], 'what we cut ourselves has not failed')
+  assert.deepEqual(server.reports, [], 'a connection that we cut has not failed')
 })
 
 test('clients of several addresses share one cap', options, async t => {
@@ -153,36 +158,40 @@ test('an address in use is named with its code and port', options, async t => {
   })
 })
 
-test('a process that dies at its start costs no client: it waits for another', options, async t => {
-  const folder = mkdtempSync(join(tmpdir(), 'roundelay-cure-'))
-  process.env.DYING_ECHO_CURE = join(folder, 'cure')
-  t.after(() => {
-    delete process.env.DYING_ECHO_CURE
-    rmSync(folder, { recursive: true })
-  })
-  const module = new URL('../conformance/dying-echo.ts', import.meta.url).href
-  const server = await serve(t, concurrent, { ...echo, name: 'dyingEcho', module })
-  const socket = await client(t, server.port)
-  socket.write('patience')
-  await until('two have died', () => (server.children?.().failures ?? 0) >= 2)
-  assert.equal(server.counters.connections, 0)
-  writeFileSync(process.env.DYING_ECHO_CURE, '')
-  assert.equal(await read(socket, 8), 'patience')
-  assert.equal(server.counters.connections, 1)
-  assert.deepEqual(
-    server.said.map(({ message }) => message),
-    ['child died at its start: its client waits'],
-    'not said with every one',
-  )
-})
+test(
+  'a process that dies during its start costs no client: the client waits for another',
+  options,
+  async t => {
+    const folder = mkdtempSync(join(tmpdir(), 'roundelay-cure-'))
+    process.env.ODD_PROTOCOL_CURE = join(folder, 'cure')
+    t.after(() => {
+      delete process.env.ODD_PROTOCOL_CURE
+      rmSync(folder, { recursive: true })
+    })
+    knowOddProtocols(t)
+    const server = await serve(t, concurrent, named('dyingEcho'))
+    const socket = await client(t, server.port)
+    socket.write('patience')
+    await until('two have died', () => (server.children?.().failures ?? 0) >= 2)
+    assert.equal(server.counters.connections, 0)
+    writeFileSync(process.env.ODD_PROTOCOL_CURE, '')
+    assert.equal(await read(socket, 8), 'patience')
+    assert.equal(server.counters.connections, 1)
+    assert.deepEqual(
+      server.reports.map(({ message }) => message),
+      ['child died during its start: its client waits'],
+      'it is not logged for each of them',
+    )
+  },
+)
 
-test('whatever spawn throws, the server lives and its clients wait', options, async t => {
+test('whatever spawn throws, the server goes on and its clients wait', options, async t => {
   // Longer than an argument may be: E2BIG, one of those that Node throws.
-  const server = await serve(t, concurrent, { ...echo, module: `data:,${'x'.repeat(200_000)}` })
+  const server = await serve(t, concurrent, named('x'.repeat(200_000)))
   const socket = await client(t, server.port)
-  await until('it is said', () => server.said.length > 0)
-  const { level, message, details } = server.said[0]!
-  assert.deepEqual([level, message], ['error', 'cannot make a process: clients wait'])
+  await until('it is reports', () => server.reports.length > 0)
+  const { level, message, details } = server.reports[0]!
+  assert.deepEqual([level, message], ['error', 'cannot start a process: clients wait'])
   assert.equal((details.err as NodeJS.ErrnoException).code, 'E2BIG')
   assert.equal(socket.closed, false)
   socket.destroy()

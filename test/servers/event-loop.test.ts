@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import { createCipheriv } from 'node:crypto'
-import { createSocket, type Socket as UdpSocket } from 'node:dgram'
+import { createSocket, Socket as UdpSocket } from 'node:dgram'
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { type AddressInfo, connect, createServer, isIPv6, type Socket } from 'node:net'
@@ -10,15 +11,21 @@ import { buffer } from 'node:stream/consumers'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { echo, SMALL_SERVICE_PORTS } from '../../src/protocols.ts'
+import { systemClock } from '../../src/clock.ts'
+import { MAX_QUEUED_OCTETS } from '../../src/net/bind.ts'
+import { protocol, SMALL_SERVICE_PORTS } from '../../src/protocols.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
 import type { ServerOptions } from '../../src/servers/service.ts'
+import { whyUnavailable } from '../../src/sys/available.ts'
+import { descriptorOf } from '../conformance/proc.ts'
 import { has, portOf, run, start } from '../process.ts'
+import { echo } from '../support/echo.ts'
 
 const KIB = 1024
 const MIB = 1024 * KIB
 const root = process.getuid?.() === 0
 const options = { timeout: 60_000 }
+const unavailable = (await whyUnavailable()) ?? false
 
 /** The same octets in every run: AES in counter mode, keyed by the seed. */
 const randomOctets = (length: number, seed = length): Buffer =>
@@ -96,7 +103,7 @@ async function roundTrip(socket: Socket, text: string): Promise<void> {
   assert.equal(got, text)
 }
 
-/** Closed, well or not. */
+/** Resolves when the socket is closed, with or without an error. */
 const gone = (socket: Socket): Promise<void> => new Promise(resolve => socket.once('close', () => resolve()))
 
 /** Waits for what has no event of its own. */
@@ -184,7 +191,7 @@ test('1,000 connections are served at the same time', options, async t => {
   assert.equal(counters.connections, 1000)
 })
 
-test('clients that reset in mid-stream hurt nobody else', options, async t => {
+test('clients that reset in mid-stream disturb no other client', options, async t => {
   const { client, counters } = await serve(t)
   const steady = await client()
   const payload = randomOctets(8 * MIB)
@@ -222,44 +229,48 @@ test(
   },
 )
 
-test('over the cap a client waits, unrefused, until another ends; it is said once', options, async t => {
-  const { client, counters, full } = await serve(t, '127.0.0.1', { maxConnections: 2 })
-  const [a, b] = [await client(), await client()]
-  await roundTrip(a, 'a')
-  await roundTrip(b, 'b')
-  const [c, d, e] = [await client(), await client(), await client()]
-  for (const socket of [c, d, e]) socket.write('wait')
-  await until(() => counters.waiting === 3)
-  // Their octets have been here for some turns of the loop and are not answered.
-  for (let i = 0; i < 20; i++) await roundTrip(a, `${i}`)
-  // biome-ignore format: one line
-  assert.deepEqual([c, d, e].map(socket => socket.bytesRead), [0, 0, 0])
-  assert.deepEqual({ active: counters.active, waiting: counters.waiting }, { active: 2, waiting: 3 })
+test(
+  'over the cap a client waits and is not refused until another ends; it is logged once',
+  options,
+  async t => {
+    const { client, counters, full } = await serve(t, '127.0.0.1', { maxConnections: 2 })
+    const [a, b] = [await client(), await client()]
+    await roundTrip(a, 'a')
+    await roundTrip(b, 'b')
+    const [c, d, e] = [await client(), await client(), await client()]
+    for (const socket of [c, d, e]) socket.write('wait')
+    await until(() => counters.waiting === 3)
+    // Their octets have been here for some turns of the loop and are not answered.
+    for (let i = 0; i < 20; i++) await roundTrip(a, `${i}`)
+    // biome-ignore format: one line
+    assert.deepEqual([c, d, e].map(socket => socket.bytesRead), [0, 0, 0])
+    assert.deepEqual({ active: counters.active, waiting: counters.waiting }, { active: 2, waiting: 3 })
 
-  // One that gives up while it waits does not take a place for good.
-  d.resetAndDestroy()
-  a.end()
-  assert.equal(String((await once(c, 'data'))[0]), 'wait')
-  assert.equal(e.bytesRead, 0)
-  b.end()
-  assert.equal(String((await once(e, 'data'))[0]), 'wait')
-  await until(() => counters.waiting === 0 && counters.active === 2)
-  assert.deepEqual(full, [2], 'not said with every client')
+    // One that gives up while it waits does not take a place for good.
+    d.resetAndDestroy()
+    a.end()
+    assert.equal(String((await once(c, 'data'))[0]), 'wait')
+    assert.equal(e.bytesRead, 0)
+    b.end()
+    assert.equal(String((await once(e, 'data'))[0]), 'wait')
+    await until(() => counters.waiting === 0 && counters.active === 2)
+    assert.deepEqual(full, [2], 'not said with every client')
 
-  c.end()
-  e.end()
-  await until(() => counters.active === 0)
-  const again = [await client(), await client(), await client()]
-  await until(() => counters.waiting === 1)
-  for (const socket of again) socket.destroy()
-})
+    c.end()
+    e.end()
+    await until(() => counters.active === 0)
+    const again = [await client(), await client(), await client()]
+    await until(() => counters.waiting === 1)
+    for (const socket of again) socket.destroy()
+  },
+)
 
 test(
   'datagrams from ports that answer by themselves are dropped and counted, the others echoed',
   options,
   async t => {
     const { port, counters } = await serve(t)
-    // A socket of another process could hold one of these on every address: then it is not ours to try.
+    // A socket of another process could hold one of these ports on every address: then it is not tried.
     const free = async (from: number) =>
       from !== 0 && (root || from >= 1024)
         ? udpClient(t, '127.0.0.2', from).catch(error => void assert.equal(error.code, 'EADDRINUSE'))
@@ -290,7 +301,7 @@ socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).sendto(ip + u
 `
 const skip = root && has('python3') ? false : 'needs root and python3 for a raw socket'
 
-test('a datagram that cannot be answered harms nobody and is counted', { ...options, skip }, async t => {
+test('a datagram that cannot be answered is counted and disturbs no other', { ...options, skip }, async t => {
   const { port, counters } = await serve(t)
   const socket = await udpClient(t, '127.0.0.1')
   const forge = (source: string, sourcePort: number) =>
@@ -320,7 +331,7 @@ test('close lets an open connection go on until the deadline, and ends it then',
   const closed = close(deadline.signal).then(() => {
     over = true
   })
-  // It was still the kernel's.
+  // The kernel still had it.
   await reset
   const refused = connect(port, '127.0.0.1')
   assert.equal((await once(refused, 'error').catch(error => [error]))[0].code, 'ECONNREFUSED')
@@ -365,7 +376,7 @@ test('close with nothing open resolves without the deadline, and frees the port'
 })
 
 test(
-  'an address that cannot be had is named with its code and port, and what was had is let go',
+  'an address that cannot be bound is named with its code and port, and the others are closed',
   options,
   async t => {
     const tcp = createServer().listen(0, '127.0.0.1')
@@ -392,6 +403,127 @@ test(
     }
   },
 )
+
+test('while too many replies wait for the kernel, datagrams are dropped and counted', options, async t => {
+  const { port, counters } = await serve(t)
+  const socket = await udpClient(t, '127.0.0.1')
+  assert.equal(String(await udpEcho(socket, Buffer.from('before'), port, '127.0.0.1')), 'before')
+  // The kernel takes replies over loopback at once, so the queue is only pretended.
+  let queued = MAX_QUEUED_OCTETS + 1
+  const mock = t.mock.method(UdpSocket.prototype, 'getSendQueueSize', () => queued)
+  socket.send('dropped', port, '127.0.0.1')
+  await until(() => mock.mock.callCount() === 1)
+  assert.equal(counters.datagramsOverloadDropped, 1)
+  queued = MAX_QUEUED_OCTETS
+  assert.equal(String(await udpEcho(socket, Buffer.from('after'), port, '127.0.0.1')), 'after')
+  assert.deepEqual(socket.got.map(String), ['before', 'after'])
+  await until(() => counters.datagrams === 2)
+  assert.equal(counters.datagramsOverloadDropped, 1)
+})
+
+test('its sockets have the options that are asked for', { ...options, skip: unavailable }, async t => {
+  const { headers } = await import('../../src/sys/layouts.ts')
+  const { option } = await import('../sys/kernel.ts')
+  const { port, client } = await serve(t)
+  const most = Number(readFileSync('/proc/sys/net/core/rmem_max', 'utf8'))
+  const udp = descriptorOf('udp', port)
+  // The kernel doubles the size of the receive buffer: socket(7).
+  assert.equal(option(udp, headers.SOL_SOCKET, headers.SO_RCVBUF), 2 * Math.min(4 * MIB, most))
+  const socket = await client()
+  await roundTrip(socket, 'hello')
+  const accepted = descriptorOf('tcp', port, socket.localPort)
+  assert.equal(option(accepted, headers.SOL_SOCKET, headers.SO_KEEPALIVE), 1)
+  assert.equal(option(accepted, headers.IPPROTO_TCP, headers.TCP_NODELAY), 1)
+})
+
+async function serveProtocol(t: TestContext, name: string, idleMs = 60_000) {
+  const listen = [{ address: '127.0.0.1', port: 0 }]
+  const service = await eventLoop(protocol(name, systemClock), {
+    listen,
+    maxConnections: 100,
+    idleMs,
+    say: () => {},
+  })
+  t.after(() => service.close(AbortSignal.abort()))
+  const { port } = service.addresses[0]!
+  const client = async () => {
+    const socket = connect({ host: '127.0.0.1', port, allowHalfOpen: true })
+    t.after(() => void socket.destroy())
+    await once(socket, 'connect')
+    return socket.on('error', () => {})
+  }
+  return { port, counters: service.counters, client }
+}
+
+test('chargen reads on while it sends, and ends when its client does', options, async t => {
+  const { client, counters } = await serveProtocol(t, 'chargen')
+  const socket = await client()
+  let received = 0
+  socket.on('data', data => {
+    received += data.length
+  })
+  socket.write(randomOctets(8 * MIB))
+  await until(() => received > 8 * MIB && socket.writableLength === 0)
+  assert.equal(counters.active, 1)
+  socket.end()
+  await once(socket, 'end')
+  await until(() => counters.active === 0)
+})
+
+test('a chargen client that reads as fast as it can does not starve another', options, async t => {
+  const { client, port } = await serveProtocol(t, 'chargen')
+  // In this process both ends share the loop: only what leaves it its turns moves at all.
+  const greedy = await client()
+  let received = 0
+  greedy.on('data', data => {
+    received += data.length
+  })
+  await until(() => received > MIB)
+  const other = await client()
+  await once(other, 'data')
+  const udp = await udpClient(t, '127.0.0.1')
+  const before = received
+  for (let i = 0; i < 20; i++)
+    assert.equal((await udpEcho(udp, Buffer.from('x'), port, '127.0.0.1')).length, 1)
+  await until(() => received > before)
+})
+
+test('a chargen client that never reads is offered a bounded number of octets', options, async t => {
+  const written: number[] = []
+  const { client, counters } = await serveProtocol(t, 'chargen', 500)
+  const listener = ({ socket }: { socket: Socket }) => {
+    const { write } = socket
+    socket.write = ((data: Buffer, ...rest: []) => {
+      written.push(data.length)
+      return write.call(socket, data, ...rest)
+    }) as Socket['write']
+  }
+  subscribe('net.server.socket', listener as never)
+  t.after(() => unsubscribe('net.server.socket', listener as never))
+  const deaf = (await client()).pause()
+  await until(() => counters.active === 1)
+  await until(() => counters.active === 0)
+  const offered = written.reduce((sum, octets) => sum + octets, 0)
+  t.diagnostic(`${offered} octets in ${written.length} pieces`)
+  // What the kernel takes, and one piece more.
+  assert.ok(offered > 16 * KIB && offered < 16 * MIB)
+  deaf.destroy()
+})
+
+test('daytime does not reset a client that still sends', options, async t => {
+  const { client, counters } = await serveProtocol(t, 'daytime')
+  const socket = await client()
+  let reply = ''
+  socket.on('data', data => {
+    reply += data
+  })
+  socket.write(randomOctets(8 * MIB))
+  await once(socket, 'end')
+  assert.equal(reply.length, 26)
+  await once(socket.end(randomOctets(8 * MIB)), 'close')
+  assert.equal(socket.errored, null)
+  await until(() => counters.active === 0)
+})
 
 const rssMib = (pid: number): number =>
   Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]) / KIB
@@ -424,7 +556,7 @@ test('a peer that never reads is offered 1 GB and costs no memory', {
   assert.ok(offered < KIB, 'the server stops reading when its peer does')
   assert.ok(most - before < 48, `grew from ${before} to ${most} MiB`)
 
-  // Nobody else is hurt, and nothing is lost once the peer reads.
+  // Other clients are served, and nothing is lost once the peer reads.
   assert.equal(
     (await run(['send', '--tcp', '--port', `${port}`, '127.0.0.1', 'hi'])).stdout,
     '[2 bytes] hi\n',

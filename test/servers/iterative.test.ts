@@ -2,14 +2,18 @@ import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { text } from 'node:stream/consumers'
 import { type TestContext, test } from 'node:test'
-import { echo } from '../../src/protocols.ts'
 import type { iterative as Iterative } from '../../src/servers/iterative.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
-import { randomOctets, udpClient, udpEcho, until } from '../conformance/clients.ts'
+import { headers } from '../../src/sys/layouts.ts'
+import { MIB, randomOctets, udpClient, udpEcho, until } from '../conformance/clients.ts'
 import { serve } from '../conformance/in-process.ts'
-import { silent } from '../conformance/silent-echo.ts'
+import { knowOddProtocols, silentEcho } from '../conformance/odd-protocols.ts'
+import { descriptorOf } from '../conformance/proc.ts'
+import { echo } from '../support/echo.ts'
+import { option } from '../sys/kernel.ts'
 
 const options = { timeout: 60_000, skip: (await whyUnavailable()) ?? false }
 const iterative: typeof Iterative = options.skip
@@ -21,7 +25,8 @@ async function program(t: TestContext, end: string) {
   const url = (path: string) => JSON.stringify(new URL(`../../src/${path}`, import.meta.url).href)
   const script = `
     import { iterative } from ${url('servers/iterative.ts')}
-    import { echo } from ${url('protocols.ts')}
+    import { protocol } from ${url('protocols.ts')}
+    const echo = protocol('echo', { wallSeconds: () => 0 })
     const listen = [{ address: '127.0.0.1', port: 0 }]
     const server = await iterative(echo, { listen })
     console.log(server.addresses[0].port)
@@ -63,15 +68,15 @@ test('a process with a closed server ends by itself', options, async t => {
 })
 
 test(
-  'a thread that cannot load its protocol ends the process, which would be deaf without it',
+  'a thread that cannot load its protocol ends the process, which would hear nothing without it',
   options,
   async t => {
     const end = `
-    const broken = { ...echo, module: 'data:text/javascript,throw new Error("not this one")' }
+    const broken = { ...echo, name: 'unknown' }
     await iterative(broken, { listen: [{ address: '127.0.0.1', port: 0 }] })`
     const { code, signal, stderr } = await program(t, end)
     assert.deepEqual([code, signal], [1, null])
-    assert.match(stderr, /not this one/)
+    assert.match(stderr, /there is no protocol "unknown"/)
   },
 )
 
@@ -96,11 +101,16 @@ test('each datagram is counted once, over all addresses', options, async t => {
   assert.equal(counters.datagramsFailed, 0)
   await close(AbortSignal.abort())
   assert.deepEqual(own.got, [])
-  assert.deepEqual([counters.datagrams, counters.datagramsLoopDropped], [12, 1], 'still told after the end')
+  assert.deepEqual(
+    [counters.datagrams, counters.datagramsLoopDropped],
+    [12, 1],
+    'the counts stay after the end',
+  )
 })
 
-test('a protocol that says nothing sends nothing', options, async t => {
-  const { port, counters } = await serve(t, iterative, silent)
+test('a protocol without a reply sends nothing', options, async t => {
+  knowOddProtocols(t)
+  const { port, counters } = await serve(t, iterative, silentEcho)
   const socket = await udpClient(t)
   socket.send('quiet', port, '127.0.0.1')
   assert.equal(String(await udpEcho(socket, 'loud', port)), 'loud')
@@ -141,7 +151,7 @@ const floodOf = `
     pour()
   })`
 
-test('an address in use is named with its code and port, and what was had is let go', options, async t => {
+test('an address in use is named with its code and port, and the others are closed', options, async t => {
   const taken = (await udpClient(t, '127.0.0.3')).address().port
   const first = createSocket('udp4').bind(0, '127.0.0.1')
   await once(first, 'listening')
@@ -159,4 +169,12 @@ test('an address in use is named with its code and port, and what was had is let
     port: taken,
   })
   await serve(t, iterative, echo, { listen: [{ address: '127.0.0.1', port }] })
+})
+
+test('its socket asks for a receive buffer of 4 MiB', options, async t => {
+  const { port } = await serve(t, iterative, echo)
+  const most = Number(readFileSync('/proc/sys/net/core/rmem_max', 'utf8'))
+  // The kernel doubles it: socket(7).
+  const octets = option(descriptorOf('udp', port), headers.SOL_SOCKET, headers.SO_RCVBUF)
+  assert.equal(octets, 2 * Math.min(4 * MIB, most))
 })

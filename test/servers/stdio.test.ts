@@ -121,8 +121,11 @@ test('SIGTERM ends it at once, though it waits in a system call', async t => {
   close(bound.fd)
 })
 
-test('without a socket as descriptor 0 it says so in one line', async t => {
+test('without a socket as descriptor 0 the error is one line', async t => {
   const { result, stderr } = await echoOf(t, 'ignore').ended
   assert.equal(result, 2)
-  assert.equal(stderr, 'roundelay: Cannot serve descriptor 0: it is no socket, as it would be behind inetd\n')
+  assert.equal(
+    stderr,
+    'roundelay: Cannot serve descriptor 0: it is not a socket, as it would be behind inetd\n',
+  )
 })

@@ -5,7 +5,7 @@ import { test as nodeTest, type TestContext } from 'node:test'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { headers, layouts } from '../../src/sys/layouts.ts'
 import { accept4, check, close, getsockopt, poll } from '../../src/sys/libc.ts'
-import { type Bound, listenTcp } from '../../src/sys/sockets.ts'
+import { type BoundSocket, listenTcp } from '../../src/sys/sockets.ts'
 
 const why = await whyUnavailable()
 
@@ -26,7 +26,7 @@ export function owned(t: TestContext, outcome: number): number {
 }
 
 /** `listenTcp` or `bindUdp`, closed when the test ends. */
-export function ownedBound(t: TestContext, bound: Bound): Bound {
+export function ownedBound(t: TestContext, bound: BoundSocket): BoundSocket {
   owned(t, bound.fd)
   return bound
 }
@@ -49,7 +49,7 @@ export const option = (fd: number, level: number, name: number): number => {
 }
 
 /** A client of node:net. It is half open, as it ends when the test says so. */
-export async function clientOf(t: TestContext, { address }: Pick<Bound, 'address'>): Promise<Socket> {
+export async function clientOf(t: TestContext, { address }: Pick<BoundSocket, 'address'>): Promise<Socket> {
   const client = connect({ port: address.port, host: address.address, allowHalfOpen: true })
   t.after(() => client.destroy())
   await once(client, 'connect')
