@@ -18,7 +18,9 @@ import { Worker } from 'node:worker_threads'
 import { SMALL_SERVICE_PORTS } from '../../src/protocols.ts'
 import { type ModelName, modelNames, models } from '../../src/servers/models.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
-import { has } from '../process.ts'
+import { has } from '../support/process.ts'
+import { udpClient } from '../support/udp.ts'
+import { until } from '../support/until.ts'
 import {
   attempt,
   client,
@@ -30,9 +32,6 @@ import {
   randomOctets,
   read,
   roundTrip,
-  udpClient,
-  udpEcho,
-  until,
 } from './clients.ts'
 import { serve } from './in-process.ts'
 import { leavesNoTrace, nobodyServed } from './no-trace.ts'
@@ -92,7 +91,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
     const socket = await udpClient(t)
     for (const size of [0, 1, 511, 512, 1232, 1472, 1473, 9000, 65_506, 65_507]) {
       const payload = randomOctets(size)
-      const reply = await udpEcho(socket, payload, port)
+      const reply = await socket.ask(payload, port)
       assert.ok(payload.equals(reply), `${size} octets, ${reply.length} back`)
     }
   })
@@ -102,7 +101,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
     for (const round of ['once', 'again'])
       await Promise.all(
         sockets.map(async (socket, i) =>
-          assert.equal(String(await udpEcho(socket, `${i} ${round}`, port)), `${i} ${round}`),
+          assert.equal(String(await socket.ask(`${i} ${round}`, port)), `${i} ${round}`),
         ),
       )
     assert.deepEqual(
@@ -120,7 +119,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
       const before = (await replica.state()).counters
       for (let i = 0; i < 50; i++) {
         const garbage = randomOctets(1 + 29 * i, i)
-        assert.ok(garbage.equals(await udpEcho(socket, garbage, port)))
+        assert.ok(garbage.equals(await socket.ask(garbage, port)))
       }
       for (let i = 0; i < 50; i++) {
         const vanishing = createSocket('udp4')
@@ -130,7 +129,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
         // Its answer meets a closed port: the kernel tells the server so, by ICMP.
         await once(vanishing.close(), 'close')
       }
-      assert.equal(String(await udpEcho(socket, 'alive', port)), 'alive')
+      assert.equal(String(await socket.ask('alive', port)), 'alive')
       await until('every datagram is counted, once', async () => {
         const { datagrams, datagramsFailed } = (await replica.state()).counters
         return datagrams + datagramsFailed === before.datagrams + before.datagramsFailed + 101
@@ -149,7 +148,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
     for (const socket of blocked) socket.send('x', port, '127.0.0.1')
     const ordinary = await udpClient(t, '127.0.0.2')
     // A socket's queue is in order: when this is back, all the others were looked at.
-    assert.equal(String(await udpEcho(ordinary, 'hello', port)), 'hello')
+    assert.equal(String(await ordinary.ask('hello', port)), 'hello')
     const { datagramsLoopDropped } = (await replica.state()).counters
     assert.equal(datagramsLoopDropped - before.datagramsLoopDropped, blocked.length)
     assert.deepEqual(
@@ -167,7 +166,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
       // From port 0; and from a broadcast address, to which the kernel refuses to send.
       await forge(port, ['127.0.0.9', 0], ['127.255.255.255', 5000])
       const socket = await udpClient(t)
-      assert.equal(String(await udpEcho(socket, 'alive', port)), 'alive')
+      assert.equal(String(await socket.ask('alive', port)), 'alive')
       await until('both are counted', async () => {
         const { datagramsLoopDropped, datagramsFailed } = (await replica.state()).counters
         return (
@@ -196,7 +195,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
     await Promise.all(
       pingers.map(async (socket, i) => {
         for (let round = 0; round < ROUNDS; round++)
-          assert.equal(String(await udpEcho(socket, `${i} ${round}`, port)), `${i} ${round}`)
+          assert.equal(String(await socket.ask(`${i} ${round}`, port)), `${i} ${round}`)
       }),
     )
     assert.ok(moved > before, 'nor do they starve it')
@@ -534,7 +533,7 @@ for (const model of tcpModels) {
 test('iterative: SIGTERM ends it, and its port is closed', options, async t => {
   const replica = await startReplica(t, 'iterative', ['--drain', '0', '--grace', '50s'])
   const socket = await udpClient(t)
-  assert.equal(String(await udpEcho(socket, 'served', replica.port)), 'served')
+  assert.equal(String(await socket.ask('served', replica.port)), 'served')
   replica.kill('SIGTERM')
   assert.deepEqual(await replica.exited, { code: 0, signal: null })
   const late = createSocket('udp4')
@@ -551,7 +550,7 @@ for (const model of modelNames)
       ...(model === 'iterative' ? [] : startAs[model]),
       ...['--drain', '50s', '--grace', '50s'],
     ])
-    if (model === 'iterative') assert.equal(String(await udpEcho(await udpClient(t), 'x', replica.port)), 'x')
+    if (model === 'iterative') assert.equal(String(await (await udpClient(t)).ask('x', replica.port)), 'x')
     else await roundTrip(await client(t, replica.port), 'open')
     const children = replica.children()
     replica.kill('SIGTERM')
@@ -632,9 +631,9 @@ test('iterative: while one datagram is being answered the next waits in the kern
   const order: string[] = []
   a.on('message', () => order.push('a'))
   b.on('message', () => order.push('b'))
-  const answered = [udpEcho(a, message, port)]
+  const answered = [a.ask(message, port)]
   await arrived()
-  answered.push(udpEcho(b, 'me too', port))
+  answered.push(b.ask('me too', port))
   await until("b's datagram is in the queue", () => udpQueued(port) > 0)
   assert.deepEqual(order, [])
   assert.equal(counters.datagrams, 0)
@@ -668,7 +667,7 @@ test('event-loop: while one handler blocks all clients wait, over TCP and UDP', 
   a!.write(message)
   await arrived()
   const udp = await udpClient(t)
-  const answered = udpEcho(udp, 'me too', port)
+  const answered = udp.ask('me too', port)
   b!.write('and me')
   await until("the datagram is in the kernel's queue", () => udpQueued(port) > 0)
   assert.equal(b!.bytesRead, before)

@@ -13,11 +13,12 @@ import type { Answerer } from '../../src/dns/authority.ts'
 import { MAX_QUEUED_OCTETS } from '../../src/net/bind.ts'
 import { type DnsListenOptions, listenDns } from '../../src/net/dns-server.ts'
 import { DnsUdp } from '../../src/net/dns-udp.ts'
-import { commonPort } from '../common-port.ts'
 import {
   APEX,
   addresses,
   CLASS,
+  dnsTcpClient,
+  dnsUdpClient,
   ednsQuery,
   frame,
   labels,
@@ -31,9 +32,8 @@ import {
   seeded,
   snapshot,
   TYPE,
-  tcpClient,
-  udpClient,
 } from '../dns/message.ts'
+import { freePort } from '../support/ports.ts'
 import type { ChildOptions } from './dns-server-process.ts'
 
 const MIB = 1024 * 1024
@@ -79,8 +79,8 @@ async function child(t: { after(end: () => Promise<void>): void }, options: Chil
 type Child = Awaited<ReturnType<typeof child>>
 
 async function assertServes(t: TestContext, { port, tcpPort = port }: { port: number; tcpPort?: number }) {
-  const udp = await udpClient(t, port)
-  const tcp = await tcpClient(t, tcpPort)
+  const udp = await dnsUdpClient(t, port)
+  const tcp = await dnsTcpClient(t, tcpPort)
   for (const client of [udp, tcp])
     assert.deepEqual(parse(await client.ask(A)).addresses.toSorted(), addresses(3))
   tcp.socket.end()
@@ -119,10 +119,10 @@ function randomMessage(random: () => number, octets: number, id: number, isRespo
 
 describe('a server under attack still answers, and its memory has not grown', () => {
   attack('by every length of cut header, over UDP and TCP', async (t, { port }) => {
-    const udp = await udpClient(t, port)
+    const udp = await dnsUdpClient(t, port)
     for (let length = 0; length < 12; length++) {
       await udp.send(A.subarray(0, length))
-      const tcp = await tcpClient(t, port)
+      const tcp = await dnsTcpClient(t, port)
       tcp.socket.write(frame(A.subarray(0, length)))
       assert.equal(await tcp.next(), undefined, 'closed without a reply')
       tcp.socket.destroy()
@@ -136,7 +136,7 @@ describe('a server under attack still answers, and its memory has not grown', ()
     ['any size', (random: () => number) => 12 + Math.floor(random() * 600)],
   ] as const)
     attack(`by 10,000 datagrams of random octets, ${what}`, async (t, { port }) => {
-      const udp = await udpClient(t, port)
+      const udp = await dnsUdpClient(t, port)
       const random = seeded(7)
       for (let i = 0; i < 5000; i++) {
         // Every other one is not answered; those that are keep us in step, so that the kernel drops none.
@@ -149,7 +149,7 @@ describe('a server under attack still answers, and its memory has not grown', ()
     })
 
   attack('by 10,000 messages of 64 KB of random octets over TCP', async (t, { port }) => {
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     const random = seeded(8)
     const sending = (async () => {
       for (let i = 0; i < 10_000; i++)
@@ -166,7 +166,7 @@ describe('a server under attack still answers, and its memory has not grown', ()
   attack('by 200 connections of 64 KB of random octets without any frame', async (t, { port }) => {
     const random = seeded(9)
     for (let i = 0; i < 200; i++) {
-      const tcp = await tcpClient(t, port)
+      const tcp = await dnsTcpClient(t, port)
       tcp.socket.end(randomMessage(random, 65_535, Math.floor(random() * 1000), false))
       while (await tcp.next());
       tcp.socket.destroy()
@@ -176,8 +176,8 @@ describe('a server under attack still answers, and its memory has not grown', ()
 
   attack('by responses', async (t, { port }) => {
     const response = query(SERVICE, TYPE.A, { id: 1, flags: 0x8000 | RD })
-    const udp = await udpClient(t, port)
-    const tcp = await tcpClient(t, port)
+    const udp = await dnsUdpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     for (let i = 0; i < 1000; i++) {
       await udp.send(response)
       tcp.socket.write(frame(response))
@@ -193,7 +193,7 @@ describe('a server under attack still answers, and its memory has not grown', ()
       await Promise.all(
         [A.subarray(0, 0), frame(A).subarray(0, 1), frame(A).subarray(0, 2), frame(A).subarray(0, 20)].map(
           async octets => {
-            const tcp = await tcpClient(t, port)
+            const tcp = await dnsTcpClient(t, port)
             tcp.socket.write(octets)
             assert.equal(await tcp.next(), undefined, 'closed without a reply')
             tcp.socket.destroy()
@@ -207,7 +207,7 @@ describe('a server under attack still answers, and its memory has not grown', ()
   attack(
     'by a connection that asked, was answered, and then is silent',
     async (t, { port }) => {
-      const tcp = await tcpClient(t, port)
+      const tcp = await dnsTcpClient(t, port)
       await tcp.ask(A)
       assert.equal(await tcp.next(), undefined)
     },
@@ -216,7 +216,7 @@ describe('a server under attack still answers, and its memory has not grown', ()
 
   attack('by 500 connections that are opened and reset', async (t, { port }) => {
     for (let i = 0; i < 500; i++) {
-      const tcp = await tcpClient(t, port)
+      const tcp = await dnsTcpClient(t, port)
       tcp.socket.write(frame(A))
       tcp.socket.resetAndDestroy()
       await tcp.closed
@@ -227,7 +227,7 @@ describe('a server under attack still answers, and its memory has not grown', ()
 describe('over TCP', { timeout: 60_000 }, () => {
   test('1,000 queries in one write are answered in their order', async t => {
     const { port } = await serve(t)
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     const names = [SERVICE, APEX, `no.${APEX}`, 'example.com']
     const asked = Array.from({ length: 1000 }, (_, id) => query(names[id % 4]!, TYPE.A, { id }))
     tcp.socket.write(Buffer.concat(asked.map(frame)))
@@ -240,7 +240,7 @@ describe('over TCP', { timeout: 60_000 }, () => {
 
   test('a query that comes an octet at a time is answered', async t => {
     const { port } = await serve(t)
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     tcp.socket.setNoDelay()
     for (const id of [1, 2])
       for (const octet of frame(withId(A, id))) {
@@ -253,7 +253,7 @@ describe('over TCP', { timeout: 60_000 }, () => {
 
   test('a message of 65,535 octets that comes in pieces is one message', async t => {
     const { port } = await serve(t)
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     const whole = frame(Buffer.concat([A, Buffer.alloc(65_535 - A.length, 1)]))
     for (let at = 0; at < whole.length; at += 100) {
       tcp.socket.write(whole.subarray(at, at + 100))
@@ -265,7 +265,7 @@ describe('over TCP', { timeout: 60_000 }, () => {
   test('a client that ends after its queries still gets every answer, and then the end', async t => {
     const { port } = await serve(t)
     for (const count of [1, 500]) {
-      const tcp = await tcpClient(t, port)
+      const tcp = await dnsTcpClient(t, port)
       tcp.socket.end(Buffer.concat(Array.from({ length: count }, (_, id) => frame(withId(A, id)))))
       for (let id = 0; id < count; id++) assert.equal(parse(await tcp.next()).id, id)
       assert.equal(await tcp.next(), undefined)
@@ -275,7 +275,7 @@ describe('over TCP', { timeout: 60_000 }, () => {
 
   test('what is cut off by the end of the connection is not answered, what came before it is', async t => {
     const { port } = await serve(t)
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     tcp.socket.end(Buffer.concat([frame(A), frame(A).subarray(0, 30)]))
     assert.equal(parse(await tcp.next()).answers.length, 3)
     assert.equal(await tcp.next(), undefined)
@@ -288,11 +288,11 @@ describe('over TCP', { timeout: 60_000 }, () => {
       made++
       return Buffer.concat([message.subarray(0, 2), filler])
     })
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     tcp.socket.write(Buffer.concat(Array.from({ length: 500 }, (_, id) => frame(withId(A, id)))))
     assert.equal((await tcp.next())?.readUInt16BE(), 0)
     // Nobody reads while we are busy elsewhere; a server that does not wait would have written all of them.
-    const udp = await udpClient(t, port)
+    const udp = await dnsUdpClient(t, port)
     for (let i = 0; i < 100; i++) await udp.send(A)
     assert.ok(made < 400, `${made} answers made ahead`)
     for (let id = 1; id < 500; id++) assert.equal((await tcp.next())?.readUInt16BE(), id)
@@ -300,7 +300,7 @@ describe('over TCP', { timeout: 60_000 }, () => {
 
   test('a client that keeps asking is served on, and only the idle one is closed', async t => {
     const { port } = await serve(t, { tcpIdleMs: 1000 })
-    const [busy, idle] = [await tcpClient(t, port), await tcpClient(t, port)]
+    const [busy, idle] = [await dnsTcpClient(t, port), await dnsTcpClient(t, port)]
     let idleEnded = false
     void idle.next().then(() => {
       idleEnded = true
@@ -311,16 +311,16 @@ describe('over TCP', { timeout: 60_000 }, () => {
 
   test('a connection over the limit is closed, and another is served once one has ended', async t => {
     const { port } = await serve(t, { tcpMaxConnections: 2 })
-    const [first, second] = [await tcpClient(t, port), await tcpClient(t, port)]
+    const [first, second] = [await dnsTcpClient(t, port), await dnsTcpClient(t, port)]
     for (const client of [first, second]) await client.ask(A)
-    const third = await tcpClient(t, port)
+    const third = await dnsTcpClient(t, port)
     assert.equal(await third.next(), undefined)
     first.socket.end()
     assert.equal(await first.next(), undefined)
     await first.closed
     for (;;) {
       // The server may learn of the end a moment after us.
-      const fourth = await tcpClient(t, port)
+      const fourth = await dnsTcpClient(t, port)
       fourth.socket.write(frame(A))
       const reply = await fourth.next()
       if (!reply) continue
@@ -336,13 +336,13 @@ describe('closing', { timeout: 60_000 }, () => {
 
   test('ends idle connections, and takes neither connections nor datagrams any more', async t => {
     const { close, port } = await serve(t)
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     await tcp.ask(A)
     const closed = close(never)
     assert.equal(await tcp.next(), undefined)
     tcp.socket.end()
     await closed
-    await assert.rejects(tcpClient(t, port), { code: 'ECONNREFUSED' })
+    await assert.rejects(dnsTcpClient(t, port), { code: 'ECONNREFUSED' })
     const udp = createSocket('udp4')
     t.after(() => udp.close())
     udp.bind({ address: '127.0.0.1', port, exclusive: true })
@@ -355,7 +355,7 @@ describe('closing', { timeout: 60_000 }, () => {
       if (++made === 1) setImmediate(() => server.close(never))
       return message
     })
-    const tcp = await tcpClient(t, server.port)
+    const tcp = await dnsTcpClient(t, server.port)
     tcp.socket.write(Buffer.concat([...Array(200).keys()].map(id => frame(withId(A, id)))))
     for (let id = 0; id < 200; id++) assert.equal((await tcp.next())?.readUInt16BE(), id)
     assert.equal(await tcp.next(), undefined)
@@ -366,7 +366,7 @@ describe('closing', { timeout: 60_000 }, () => {
   test('waits for a client that does not end, until the deadline', async t => {
     // Without its own patience, only the deadline can end it.
     const { close, port } = await serve(t, { tcpIdleMs: 2 ** 30 })
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     await tcp.ask(A)
     const deadline = new AbortController()
     let over = false
@@ -382,7 +382,7 @@ describe('closing', { timeout: 60_000 }, () => {
 
   test('is over at once where the deadline has passed', async t => {
     const { close, port } = await serve(t)
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     tcp.socket.write(frame(A).subarray(0, 5))
     await close(AbortSignal.abort())
     assert.equal(await tcp.next(), undefined)
@@ -424,7 +424,7 @@ describe('listening', () => {
 
   test('where the UDP port is taken fails with the reason and leaves nothing behind', async t => {
     // Not one that the kernel could give to a client of another test meanwhile.
-    const port = await commonPort('127.0.0.1', '127.0.0.2')
+    const port = await freePort('127.0.0.1', '127.0.0.2')
     const taken = createSocket('udp4').bind(port, '127.0.0.1')
     await once(taken, 'listening')
     t.after(() => taken.close())
@@ -457,7 +457,7 @@ describe('over UDP', { timeout: 60_000 }, () => {
       },
       answerer,
     )
-    const udp = await udpClient(t, port)
+    const udp = await dnsUdpClient(t, port)
     const failed = once(told, 'unsent')
     await udp.send(A)
     await failed
@@ -485,7 +485,7 @@ describe('over UDP', { timeout: 60_000 }, () => {
     server.bind({ address: '127.0.0.1', port: 0 })
     await listening
     const queued = t.mock.method(server, 'getSendQueueSize', () => MAX_QUEUED_OCTETS + 1)
-    const udp = await udpClient(t, server.address().port)
+    const udp = await dnsUdpClient(t, server.address().port)
     const came = once(server, 'message')
     await udp.send(withId(A, 1))
     await came
@@ -499,7 +499,7 @@ describe('over UDP', { timeout: 60_000 }, () => {
 
 /** What the server says to this datagram: undefined where it answers the next one but not this. */
 async function reaction(t: TestContext, port: number, message: Buffer): Promise<Buffer | undefined> {
-  const udp = await udpClient(t, port)
+  const udp = await dnsUdpClient(t, port)
   await udp.send(withId(message, 1))
   await udp.ask(withId(A, 2))
   return udp.strays.find(reply => reply.readUInt16BE() === 1)
@@ -621,7 +621,7 @@ describe('dns2 canary, fails when dns2 improves or when we fall into its trap:',
     const zeros = Buffer.alloc(12)
     assert.equal(parse(await reaction(t, us.port, zeros)).rcode, RCODE.FORMERR)
     const victim = await child(t, { kind: 'dns2-async' })
-    await (await udpClient(t, victim.port)).send(zeros)
+    await (await dnsUdpClient(t, victim.port)).send(zeros)
     assert.equal((await victim.ended).code, 1)
   })
 
@@ -664,8 +664,8 @@ s.sendto(struct.pack('!HHHH', 0, int(sys.argv[1]), 8 + len(d), 0) + d, ('127.0.0
     await once(plain, 'listening')
     t.after(() => plain.close())
     const [ours, loris] = await Promise.all([
-      tcpClient(t, port),
-      tcpClient(t, (plain.address() as { port: number }).port),
+      dnsTcpClient(t, port),
+      dnsTcpClient(t, (plain.address() as { port: number }).port),
     ])
     let plainEnded = false
     void loris.next().then(() => {
@@ -686,7 +686,7 @@ s.sendto(struct.pack('!HHHH', 0, int(sys.argv[1]), 8 + len(d), 0) + d, ('127.0.0
     const flood = Buffer.concat([...Array(4000).keys()].map(id => frame(withId(A, id))))
     const peak = async (kind: 'ours' | 'dns2', stop: (grown: number, closed: boolean) => boolean) => {
       const server = await child(t, { kind, replyOctets, tcpIdleMs: 1500 })
-      const tcp = await tcpClient(t, server.tcpPort)
+      const tcp = await dnsTcpClient(t, server.tcpPort)
       const before = await server.memory()
       let closed = false
       void tcp.closed.then(() => {
