@@ -4,6 +4,7 @@ import { rmSync } from 'node:fs'
 const benches: Record<string, () => Promise<{ run: () => Promise<void> }>> = {
   models: () => import('./models.ts'),
   inetd: () => import('./inetd.ts'),
+  snapshot: () => import('./snapshot.ts'),
 }
 
 const name = process.argv[2] ?? ''

@@ -1,4 +1,7 @@
-/** Our inetd beside Debian's, in the same run: a new connection for each request, to internal echo and to /bin/cat. */
+/**
+ * Measures our inetd and Debian's in one run: a new connection for each request, to internal echo and to
+ * /bin/cat.
+ */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { existsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -23,7 +26,7 @@ import {
 const CLIENTS = 8
 const START_TRIES = 100
 const CAT_PORT = 17_008
-/** Debian's, kept in the foreground. */
+/** Debian's inetds, kept in the foreground. */
 const PEERS = [
   { name: 'openbsd-inetd', path: '/usr/sbin/inetd', flag: '-i' },
   { name: 'inetutils-inetd', path: '/usr/sbin/inetutils-inetd', flag: '-d' },
@@ -41,7 +44,7 @@ const echo = protocol('echo', systemClock)
 export async function run(): Promise<void> {
   const running: (Server & { readonly inetd: string; readonly host: string })[] = []
   const begin = async (inetd: string, start: (file: string) => Promise<ChildProcess> | ChildProcess) => {
-    // Each has an address of its own, since not every inetd takes a port for an internal service.
+    // Each has an address of its own, since not every inetd accepts a port number for an internal service.
     const host = `127.0.0.${running.length + 2}`
     const file = join(workspace(), `${inetd}.conf`)
     const lines = [
@@ -52,12 +55,12 @@ export async function run(): Promise<void> {
     running.push({ inetd, host, port: CAT_PORT, process: await start(file) })
     for (const port of [echo.port, CAT_PORT]) await untilAnswered({ address: host, port })
   }
-  if (process.getuid?.() !== 0) throw new Error('Cannot bench inetd: only root may have port 7')
+  if (process.getuid?.() !== 0) throw new Error('Cannot bench inetd: only root may bind port 7')
   try {
     await begin('roundelay', startInetd)
     for (const { name, path, flag } of PEERS.filter(({ path }) => existsSync(path)))
       await begin(name, file => spawn(path, [flag, file], { stdio: 'ignore' }))
-    if (running.length === 1) process.stderr.write('without a peer: openbsd-inetd is not installed\n')
+    if (running.length === 1) process.stderr.write('Only ours is measured: openbsd-inetd is not installed.\n')
     const contestants = ['internal echo', '/bin/cat'].flatMap((service, i) =>
       running.map(({ inetd, ...server }): Contestant => {
         const port = i === 0 ? echo.port : server.port
@@ -77,7 +80,7 @@ async function untilAnswered(target: SocketAddress): Promise<void> {
     if ((await probe({ kind: 'tcp', ...target }, 1000)).ok) return
     await sleep(100)
   }
-  throw new Error(`Nobody answers on ${formatAddress(target)}`)
+  throw new Error(`No server answers on ${formatAddress(target)}`)
 }
 
 function report(results: ReadonlyMap<Contestant, readonly Round[]>): string {
@@ -95,7 +98,6 @@ function report(results: ReadonlyMap<Contestant, readonly Round[]>): string {
       ratio(({ cpuMicros }) => cpuMicros),
     ]
   })
-  // biome-ignore format: as the table shows them
   const head = [
     'service',
     'server',

@@ -22,7 +22,10 @@ export const systemClock: Clock = {
   },
 }
 
-/** Resolves after `ms` milliseconds of `clock`, or at once when `signal` aborts: the caller looks at the signal. */
+/**
+ * Resolves after `ms` milliseconds of `clock`, or at once when `signal` aborts: the caller looks at the
+ * signal.
+ */
 export function pause(clock: Clock, ms: number, signal?: AbortSignal): Promise<void> {
   return new Promise(resolve => {
     if (signal?.aborted) return resolve()
@@ -34,4 +37,35 @@ export function pause(clock: Clock, ms: number, signal?: AbortSignal): Promise<v
     const cancel = clock.after(ms, done)
     signal?.addEventListener('abort', done)
   })
+}
+
+export interface Gathered {
+  /** Something happened: the task runs `ms` after the first of the calls that it has not run for yet. */
+  add(): void
+  /** Runs the task now if calls wait for it. */
+  flush(): void
+  /** Drops the calls that wait. */
+  cancel(): void
+}
+
+/** Makes one run of `task` of all that happens within `ms` milliseconds. */
+export function gather(clock: Clock, ms: number, task: () => void): Gathered {
+  let stop: (() => void) | undefined
+  const cancel = () => {
+    stop?.()
+    stop = undefined
+  }
+  const run = () => {
+    cancel()
+    task()
+  }
+  return {
+    add() {
+      stop ??= clock.after(ms, run)
+    },
+    flush() {
+      if (stop) run()
+    },
+    cancel,
+  }
 }

@@ -25,10 +25,10 @@ async function startDns(t: TestContext, port: number, args: readonly string[]) {
   return {
     process,
     answer,
-    /** Questions of other types and names, which have turns of their own or none. */
+    /** Questions of other types and names, which have cursors of their own or none. */
     askOthers: () => Promise.all([resolver.resolveTxt(NAME), resolver.resolveSrv(`_echo._udp.${NAME}`)]),
     answerWithTtl: () => resolver.resolve4(NAME, { ttl: true }),
-    /** Asks until the answer fits; resolves with the milliseconds that it took. */
+    /** Asks until the answer fits; resolves with the milliseconds that this took. */
     async until(fits: (answer: string[]) => boolean): Promise<number> {
       const begun = performance.now()
       while (!fits(await answer())) await sleep(5)
@@ -56,7 +56,7 @@ async function startFarm(t: TestContext, args: readonly string[] = []) {
   }
   const replicas = await Promise.all(addresses.map(startReplica))
   const checks = ['--check', `udp:${port}`, '--check', `http:${adminPort}/readyz`]
-  const pace = ['--check-interval', '400ms', '--check-timeout', '400ms', '--ttl', '1']
+  const pace = ['--check-interval', '400ms', '--check-timeout', '2s', '--ttl', '1']
   const source = ['--service', `echo=static:${addresses}`]
   const dns = await startDns(t, await commonPort(DNS), [...source, ...checks, ...pace, ...args])
   await dns.process.line('service ready')
@@ -81,14 +81,14 @@ test('a replica that is killed, and one that is stopped, leave the answer and co
   const restartedMs = await dns.until(answer => answer.includes(killed))
   assert.deepEqual((await dns.answer()).sort(), [...addresses])
   t.diagnostic(
-    `interval × fall + timeout = 1200 ms; SIGKILL left after ${killedMs} ms, SIGSTOP after ` +
+    `time-out 2 s, fall 2: out of the answer ${killedMs} ms after SIGKILL, and after SIGSTOP in ` +
       `${stoppedMs} ms; back after SIGCONT in ${continuedMs} ms, after a restart in ${restartedMs} ms`,
   )
 
   for (const { pid } of replicas.slice(1)) process.kill(pid, 'SIGKILL')
   await dns.until(answer => answer.join() === killed)
   process.kill(restarted.pid, 'SIGKILL')
-  // Nobody is well: better all of them than none.
+  // No replica is healthy: the service fails open.
   await dns.until(answer => answer.length === addresses.length)
 })
 
@@ -110,7 +110,7 @@ test('weighted shares are exact over each full period, whatever else is asked', 
   }
 })
 
-test('least-loaded puts first whoever has the fewest open connections', async t => {
+test('least-loaded puts the replica with the fewest open connections first', async t => {
   const { port, dns } = await startFarm(t, ['--policy', 'least-loaded'])
   const open = new Map(addresses.map(address => [address, [] as ReturnType<typeof connect>[]]))
   const load = async (...counts: number[]) => {
@@ -138,7 +138,7 @@ test('least-loaded puts first whoever has the fewest open connections', async t 
   assert.deepEqual(await firstsOf(10), [0, 0, 10])
   await load(1, 2, 3)
   assert.deepEqual(await dns.answer(), [a, b, c])
-  // Those with equally few take turns, and only those.
+  // Only the replicas with equally few connections take turns.
   await load(1, 1, 3)
   assert.deepEqual(await firstsOf(10), [5, 5, 0])
   await load(0, 0, 0)
@@ -183,7 +183,7 @@ test('a rolling restart of every replica costs no client a single echo', async t
   const failures: string[] = []
   let echoes = 0
 
-  /** Looks up and echoes, UDP and TCP in turn, until told to stop. */
+  /** Looks up and echoes, over UDP and TCP in turn, until `stop` aborts. */
   const client = async (name: string, lookUp: () => Promise<string>) => {
     for (let i = 0; !stop.signal.aborted; i++) {
       const transport: Transport = i % 2 ? 'tcp' : 'udp'
@@ -219,7 +219,7 @@ test('a rolling restart of every replica costs no client a single echo', async t
   assert.ok(echoes > 100)
 })
 
-/** As a resolver's cache: each answer is used for all of its TTL, every address of it in turn. */
+/** Works as a resolver's cache: each answer is used for all of its TTL, each of its addresses in turn. */
 function cached(ask: () => Promise<{ address: string; ttl: number }[]>): () => Promise<string> {
   let answer: string[] = []
   let expires = 0

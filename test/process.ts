@@ -20,9 +20,23 @@ export interface Running {
   stderr(): string
 }
 
-/** Starts a server verb; it is killed when the test ends. */
-export function start(t: TestContext, args: readonly string[], env: NodeJS.ProcessEnv = {}): Running {
-  const child = spawn(process.execPath, [cli, ...args], {
+/**
+ * Starts a server verb; it is killed when the test ends. `shell` is run by sh(1) first, and the verb takes the place of
+ * the shell.
+ */
+export function start(
+  t: TestContext,
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = {},
+  shell?: string,
+): Running {
+  const [command, ...commandArgs] = [
+    ...(shell === undefined ? [] : ['sh', '-c', `${shell}; exec "$0" "$@"`]),
+    process.execPath,
+    cli,
+    ...args,
+  ]
+  const child = spawn(command!, commandArgs, {
     stdio: ['pipe', 'pipe', 'pipe'],
     env: { ...process.env, ...env },
   })

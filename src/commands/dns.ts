@@ -2,6 +2,8 @@
 
 import { hostname, networkInterfaces } from 'node:os'
 import { formatAddress, isIpv6, type SocketAddress } from '../address.ts'
+import { probe } from '../client/probe.ts'
+import { systemClock } from '../clock.ts'
 import { Authority } from '../dns/authority.ts'
 import { policies } from '../dns/rotation.ts'
 import { nameServer } from '../dns/zone.ts'
@@ -142,7 +144,16 @@ export async function startDns(
   for (const { name, source, text } of options.services) {
     const events = poolEvents(name, text, authority, log, metrics, sourceUp)
     const { check: checks, checkInterval: intervalMs, checkTimeout: timeoutMs, rise, fall, fail } = options
-    pools.push(startPool({ service: name, source, checks, intervalMs, timeoutMs, rise, fall, fail }, events))
+    pools.push(
+      startPool(
+        {
+          ...{ service: name, source, checks, intervalMs, timeoutMs, rise, fall, fail },
+          watchLoad: options.policy === 'least-loaded',
+          ...{ clock: systemClock, random: Math.random, probe },
+        },
+        events,
+      ),
+    )
   }
   return { authority, addresses: listener.addresses }
 }

@@ -1,11 +1,13 @@
 /** `roundelay inetd`: the internet superserver. */
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { userInfo } from 'node:os'
 import { formatAddress } from '../address.ts'
 import { systemClock } from '../clock.ts'
 import { UsageError } from '../errors.ts'
-import { describe, type Entry, type LookUp, parseInetdConf, parseServices } from '../inetd/conf.ts'
-import type { Configured, Inetd } from '../inetd/inetd.ts'
+import { type LookUp, parseInetdConf, parseServices } from '../inetd/conf.ts'
+import { describe, type Entry, leaveToLast } from '../inetd/entry.ts'
+import type { Inetd } from '../inetd/inetd.ts'
+import type { Configured } from '../inetd/service.ts'
 import { type Account, findAccount } from '../inetd/users.ts'
 import { startAdmin } from '../ops/admin.ts'
 import { createLog } from '../ops/log.ts'
@@ -29,25 +31,9 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
   if (why) throw new UsageError(`Cannot run inetd here: it needs Linux' socket API, and ${why}`)
   const first = readOrExplain(files)
   const log = await createLog({ level: options.logLevel, name: 'inetd' })
-  const { Inetd } = await import('../inetd/inetd.ts')
-  const inetd: Inetd = new Inetd({
-    protocols: protocolNames.map(name => protocol(name, systemClock)),
-    maxChildren: options.maxChildren,
-    maxPerIp: options.maxPerIp || Infinity,
-    ratePerIp: options.ratePerIp || Infinity,
-    maxConnections: options.maxConnections,
-    idleMs: options.idleTimeout,
-    clock: systemClock,
-    say: (level, message, details) => log[level](details, message),
-  })
-  const apply = async ({ configured, problems }: Read) => {
-    for (const message of problems) log.error(message)
-    await inetd.apply(configured)
-    if (inetd.closing) return
-    log.info({ files, services: configured.length, bad: problems.length }, 'configuration read')
-  }
-  const services = () => inetd.rows()
-  // One after the other: the file that was written last is the one that counts.
+  const { startInetd } = await import('../inetd/inetd.ts')
+  await hideDescriptorsFromPrograms()
+  // One file after the other: the version that was written last is the one that counts.
   const { promise: begun, resolve: begin } = Promise.withResolvers<void>()
   let applying = begun.then(() => apply(first))
   let applied = false
@@ -60,6 +46,24 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
       }
     })
   })
+  const inetd = await startInetd({
+    protocol: name => protocol(name, systemClock),
+    maxChildren: options.maxChildren,
+    maxPerIp: options.maxPerIp || Infinity,
+    ratePerIp: options.ratePerIp || Infinity,
+    maxConnections: options.maxConnections,
+    idleMs: options.idleTimeout,
+    clock: systemClock,
+    say: (level, message, details) => log[level](details, message),
+  })
+  const apply = async ({ configured, problems, warnings }: Read) => {
+    for (const message of problems) log.error(message)
+    for (const message of warnings) log.warn(message)
+    await inetd.apply(configured)
+    if (inetd.closing) return
+    log.info({ files, services: configured.length, bad: problems.length }, 'configuration read')
+  }
+  const services = () => inetd.rows()
   const admin = await startAdmin({
     listen: options.admin,
     log,
@@ -69,7 +73,7 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
     notReady: () => (applied ? undefined : 'starting'),
     connections: () => services().reduce((sum, { running }) => sum + running, 0),
     close: deadline => inetd.close(deadline),
-    // Its clients are not sent here by answers that it could leave first.
+    // No DNS answers send clients here, so there is nothing to leave before the end.
     drainMs: 0,
     graceMs: options.drain,
     exit,
@@ -83,13 +87,22 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
 
 interface Read {
   readonly configured: readonly Configured[]
-  /** What is wrong, as whole lines. */
+  /** One sentence for each mistake. */
   readonly problems: readonly string[]
-  /** All entries and problems in plain words, in the order of the files. */
-  readonly lines: readonly { readonly line: number; readonly text: string }[]
+  /** One sentence for each line that works, but probably not as it is meant. */
+  readonly warnings: readonly string[]
+  /** All entries, problems and warnings in words, in the order of the files. */
+  readonly lines: readonly Line[]
 }
 
-/** At the start a file that cannot be read is the user's to mend. */
+interface Line {
+  readonly file: number
+  readonly line: number
+  readonly kind: 'entry' | 'problem' | 'warning'
+  readonly text: string
+}
+
+/** At the start, a file that cannot be read is the user's mistake. */
 function readOrExplain(files: readonly string[], verifyOnly = false): Read {
   try {
     return readConfiguration(files, verifyOnly)
@@ -98,66 +111,66 @@ function readOrExplain(files: readonly string[], verifyOnly = false): Read {
   }
 }
 
-/** `verifyOnly`: it need not be for us to start the programs. */
+/** `verifyOnly`: entries are accepted even if this user may not start their programs. */
 function readConfiguration(files: readonly string[], verifyOnly = false): Read {
   const lookUp = servicesDatabase()
-  const [passwd, group] = [readIfAny('/etc/passwd'), readIfAny('/etc/group')]
-  const known = new Map<string, string>()
-  const read = files.map(file => {
-    const { entries, problems } = parseInetdConf(
-      readFileSync(file, 'utf8').replace(/^\uFEFF/, ''),
-      file,
-      lookUp,
-    )
-    const lines = problems.map(({ line, message }) => ({ line, text: message, bad: true }))
-    const configured: Configured[] = []
+  const lines: Line[] = []
+  const runnable: { readonly file: number; readonly entry: Entry; readonly at: string }[] = []
+  for (const [file, path] of files.entries()) {
+    const text = readFileSync(path, 'utf8').replace(/^\uFEFF/, '')
+    const { entries, problems, warnings } = parseInetdConf(text, path, lookUp)
+    for (const { line, message } of problems) lines.push({ file, line, kind: 'problem', text: message })
+    for (const { line, message } of warnings) lines.push({ file, line, kind: 'warning', text: message })
     for (const entry of entries) {
-      const at = `${file}:${entry.line}`
+      const at = `${path}:${entry.line}`
       try {
-        const sockets = entry.key.split(', ')
-        const taken = sockets.find(socket => known.has(socket))
-        if (taken) throw new Error(`${known.get(taken)} has the socket ${taken} already`)
-        configured.push({ entry, account: accountOf(entry, passwd, group, verifyOnly) })
-        for (const socket of sockets) known.set(socket, at)
-        lines.push({ line: entry.line, text: `${at}: ${describe(entry)}`, bad: false })
+        accountOf(entry, verifyOnly)
+        runnable.push({ file, entry, at })
       } catch (error) {
-        lines.push({
-          line: entry.line,
-          text: `${at}: Cannot run ${entry.service}: ${(error as Error).message}`,
-          bad: true,
-        })
+        const text = `${at}: Cannot run ${entry.service}: ${(error as Error).message}`
+        lines.push({ file, line: entry.line, kind: 'problem', text })
       }
     }
-    return { configured, lines: lines.sort((a, b) => a.line - b.line) }
-  })
-  const lines = read.flatMap(({ lines }) => lines)
-  return {
-    configured: read.flatMap(({ configured }) => configured),
-    problems: lines.filter(({ bad }) => bad).map(({ text }) => text),
-    lines,
   }
+  const configured: Configured[] = []
+  for (const [i, { left, lost }] of leaveToLast(runnable.map(({ entry }) => entry)).entries()) {
+    const { file, entry, at } = runnable[i]!
+    for (const { name, to } of lost.slice(0, 1)) {
+      const text = `${at}: Cannot run ${entry.service}: ${runnable[to]!.at} is used for the socket ${name}`
+      lines.push({ file, line: entry.line, kind: 'problem', text })
+    }
+    if (!left) continue
+    configured.push({ entry: left, at, account: () => accountOf(left) })
+    lines.push({ file, line: entry.line, kind: 'entry', text: `${at}: ${describe(left)}` })
+  }
+  const textsOf = (kind: Line['kind']) => lines.filter(line => line.kind === kind).map(({ text }) => text)
+  lines.sort((a, b) => a.file - b.file || a.line - b.line)
+  return { configured, problems: textsOf('problem'), warnings: textsOf('warning'), lines }
 }
 
-/** Undefined for whoever runs inetd; throws an Error for a user that does not exist or that we may not become. */
-function accountOf(entry: Entry, passwd: string, group: string, verifyOnly: boolean): Account | undefined {
-  if (entry.program.kind === 'internal') return undefined
+/**
+ * Undefined for the user of inetd. Throws an Error if the user does not exist or we may not run programs as
+ * them.
+ */
+function accountOf(entry: Entry, verifyOnly = false): Account | undefined {
+  if (entry.kind === 'internal' || entry.kind === 'multiplexer') return undefined
   const self = userInfo()
   if (entry.user === self.username && entry.group === undefined) return undefined
-  const account = findAccount(passwd, group, entry.user, entry.group)
+  const account = findAccount(readIfAny('/etc/passwd'), readIfAny('/etc/group'), entry.user, entry.group)
   if (account.uid === self.uid && account.gid === self.gid) return undefined
   if (self.uid !== 0 && !verifyOnly)
     throw new Error(`only root may start programs as ${entry.user}, and this is ${self.username}`)
   return account
 }
 
-/** Slim images have no database: then the names of our own services stand. */
+/** Slim images have no /etc/services: the names of the internal services are always known. */
 function servicesDatabase(): LookUp {
   const fromFile = parseServices(readIfAny('/etc/services'))
   const own = new Map([
     ...protocolNames.map(name => [name as string, protocol(name, systemClock).port] as const),
     ['tcpmux', 1],
   ])
-  return (name, protocol) => fromFile(name, protocol) ?? own.get(name)
+  return (name, transport) => fromFile(name, transport) ?? own.get(name)
 }
 
 function readIfAny(path: string): string {
@@ -166,6 +179,12 @@ function readIfAny(path: string): string {
   } catch {
     return ''
   }
+}
+
+/** The kernel passes inherited descriptors on to programs unless they are close-on-exec. */
+async function hideDescriptorsFromPrograms(): Promise<void> {
+  const { closeOnExec } = await import('../sys/libc.ts')
+  for (const fd of readdirSync('/proc/self/fd').map(Number)) if (fd > 2) closeOnExec(fd)
 }
 
 const samples = (inetd: Inetd): Sample[] =>

@@ -125,10 +125,10 @@ function parseKubernetes(text: string): Source {
   const [, namespace, service] = /^(?:([^/]*)\/)?([^/]*)$/.exec(text) ?? []
   if (![namespace ?? 'default', service].every(name => name && KUBERNETES_NAME.test(name)))
     throw new Expected(`kubernetes:[NAMESPACE/]SERVICE with names of Kubernetes, not "${text}"`)
-  return async (sink, signal) => {
+  return async (...given) => {
     // Loaded where it is used: every other process does without it.
     const { kubernetesSource } = await import('../endpoints/kubernetes.ts')
-    await kubernetesSource(namespace, service!)(sink, signal)
+    await kubernetesSource(namespace, service!)(...given)
   }
 }
 

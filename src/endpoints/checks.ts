@@ -1,6 +1,6 @@
-/** What is asked of an endpoint to know its health, and when. */
-import { setTimeout as sleep } from 'node:timers/promises'
-import { type ProbeResult, probe } from '../client/probe.ts'
+/** Checks an endpoint again and again, to know its health. */
+import type { ProbeResult, ProbeTarget } from '../client/probe.ts'
+import { type Clock, pause, type Random } from '../clock.ts'
 
 const MAX_JITTER_MS = 5000
 
@@ -19,34 +19,38 @@ export interface CheckOptions {
   readonly rise: number
   /** Failures in a row that take it out. */
   readonly fall: number
+  readonly clock: Clock
+  readonly random: Random
+  /** Never rejects: whatever goes wrong with a server is a result. */
+  readonly probe: (target: ProbeTarget, timeoutMs: number, clock: Clock) => Promise<ProbeResult>
 }
 
 /**
- * Checks one endpoint until `signal` aborts. The first start is put off by a random part of the interval (of its
- * first seconds, if it is long), so that a thousand endpoints added together are not asked together.
+ * Checks one endpoint until `signal` aborts. The first check starts after a random part of the interval (of
+ * its first seconds, if it is long), so that a thousand endpoints that were added together are not checked
+ * together.
  */
 export async function checkForever(
   address: string,
-  options: CheckOptions,
+  options: Omit<CheckOptions, 'rise' | 'fall'>,
   report: (result: ProbeResult, seconds: number) => void,
   signal: AbortSignal,
 ): Promise<void> {
+  const { clock, random, probe, intervalMs, timeoutMs } = options
   const targets = options.checks.filter(check => check.kind !== 'none').map(check => ({ ...check, address }))
-  let due = performance.now() + Math.random() * Math.min(options.intervalMs, MAX_JITTER_MS)
-  try {
-    while (!signal.aborted) {
-      await sleep(Math.max(0, due - performance.now()), undefined, { signal })
-      const started = performance.now()
-      const results = await Promise.all(targets.map(target => probe(target, options.timeoutMs)))
-      if (!signal.aborted) report(combine(results), (performance.now() - started) / 1000)
-      due = Math.max(due + options.intervalMs, performance.now())
-    }
-  } catch (error) {
-    if (!signal.aborted) throw error
+  let dueMs = clock.now() + random() * Math.min(intervalMs, MAX_JITTER_MS)
+  for (;;) {
+    await pause(clock, Math.max(0, dueMs - clock.now()), signal)
+    if (signal.aborted) return
+    const startedMs = clock.now()
+    const results = await Promise.all(targets.map(target => probe(target, timeoutMs, clock)))
+    if (signal.aborted) return
+    report(combine(results), (clock.now() - startedMs) / 1000)
+    dueMs = Math.max(dueMs + intervalMs, clock.now())
   }
 }
 
-/** The draining one speaks loudest, then the first failure; passes are summed up. */
+/** Draining beats failure, failure beats success. The details of passes are joined. */
 function combine(results: readonly ProbeResult[]): ProbeResult {
   const worst = results.find(result => !result.ok && result.draining) ?? results.find(result => !result.ok)
   if (worst) return worst

@@ -1,27 +1,31 @@
-/** What a source tells of the replicas of a service. */
+/** What a source knows about the replicas of a service: pure. */
 import { ipAddress, isIpv6 } from '../address.ts'
+import type { Clock, Random } from '../clock.ts'
 
-/** What a source knows of a replica; the words are those of a Kubernetes EndpointSlice. */
+/** What a source knows about a replica; the words are those of a Kubernetes EndpointSlice. */
 export interface Endpoint {
   readonly address: string
   /** Its share under the `weighted` policy, 1 to 100. */
   readonly weight: number
-  /** The platform would send it new clients. */
+  /** The platform would send new clients to it. */
   readonly ready: boolean
-  /** It can still serve, if need be. */
+  /** It can still serve clients, even if the platform would rather send them elsewhere. */
   readonly serving: boolean
-  /** It is on its way out. */
+  /** The platform is ending it. */
   readonly terminating: boolean
 }
 
-/** Takes what a source finds: the whole set each time, or the reason why it could not look. */
+/** Receives what a source finds: the whole set each time, or the reason why the source could not look. */
 export interface Sink {
   publish(endpoints: readonly Endpoint[]): void
   fail(error: Error): void
 }
 
-/** Resolves when it has no more to tell, at the latest when `signal` aborts. A rejected one may be started again. */
-export type Source = (sink: Sink, signal: AbortSignal) => Promise<void>
+/**
+ * Follows the endpoints of a service. Resolves when it has nothing more to publish, at the latest when
+ * `signal` aborts. A source that rejected may be started again.
+ */
+export type Source = (sink: Sink, signal: AbortSignal, clock: Clock, random: Random) => Promise<void>
 
 export const endpoint = (address: string, weight = 1): Endpoint => ({
   address: ipAddress(address),
@@ -33,6 +37,6 @@ export const endpoint = (address: string, weight = 1): Endpoint => ({
 
 const { compare } = new Intl.Collator('en', { numeric: true })
 
-/** An order that does not hang on the order in which they were found: IPv4 before IPv6, then by number. */
+/** An order that does not depend on how the endpoints were found: IPv4 before IPv6, then by number. */
 export const byAddress = (a: Endpoint, b: Endpoint): number =>
   Number(isIpv6(a.address)) - Number(isIpv6(b.address)) || compare(a.address, b.address)

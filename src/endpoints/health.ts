@@ -1,7 +1,7 @@
 /** How the results of checks become the state of an endpoint: pure. */
 import type { ProbeResult } from '../client/probe.ts'
 
-/** `checking`: added, and not looked at yet. */
+/** `checking`: added, and without a result yet. */
 export type State = 'checking' | 'up' | 'down' | 'draining'
 
 export interface Health {
@@ -9,11 +9,11 @@ export interface Health {
   /** Results in a row; one of the two is 0. */
   readonly passes: number
   readonly failures: number
-  /** It has not passed yet: its first pass will do, whatever `rise` says. */
+  /** It has not passed yet: its first pass suffices, whatever `rise` is. */
   readonly fresh: boolean
-  /** What the last round said. */
+  /** The text of the last result. */
   readonly detail: string
-  /** Connections that its `/readyz` told of; undefined where no check asks for it. */
+  /** The open connections that its `/readyz` reported; undefined where no check asks for them. */
   readonly activeConnections: number | undefined
 }
 
@@ -29,8 +29,9 @@ export const UNCHECKED: Health = {
 export const ALWAYS_UP: Health = { ...UNCHECKED, state: 'up', fresh: false, detail: 'no check' }
 
 /**
- * The health after one more result. An endpoint's first one decides at once, and so does its first pass: it may have
- * been listed before it listened. "Draining" needs no second.
+ * The health after one more result. The first result of an endpoint decides at once, and so does its first
+ * pass: a source may list a replica before it listens. "Draining" needs no second result, since it is the
+ * replica's own word.
  */
 export function nextHealth(health: Health, result: ProbeResult, rise: number, fall: number): Health {
   const { detail } = result

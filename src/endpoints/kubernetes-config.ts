@@ -1,14 +1,15 @@
-/** Where the Kubernetes API is and who we are there: as a pod, or as a kubeconfig says. */
+/** The address of the Kubernetes API and our credentials there: those of a pod, or of a kubeconfig. */
 import { execFile } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { delimiter, dirname, join, resolve } from 'node:path'
 import { promisify } from 'node:util'
+import type { Clock } from '../clock.ts'
 
 export interface Cluster {
   readonly server: URL
-  /** What node:https needs besides: `ca`, and a client certificate where there is one. */
+  /** The other options of node:https: the authority, and a client certificate if there is one. */
   readonly tls: {
     readonly ca?: string | Buffer
     readonly cert?: string | Buffer
@@ -16,7 +17,7 @@ export interface Cluster {
     readonly rejectUnauthorized?: boolean
     readonly servername?: string
   }
-  /** Read anew for each request: a pod's token is replaced every hour or so. */
+  /** Called for each request: a pod's token is replaced about every hour. */
   readonly token: () => Promise<string | undefined>
   readonly namespace: string
 }
@@ -25,17 +26,18 @@ const EXEC_TIMEOUT_MS = 30_000
 const SERVICE_ACCOUNT = '/var/run/secrets/kubernetes.io/serviceaccount'
 
 /**
- * The kubeconfig that KUBECONFIG names; else, in a pod, its ServiceAccount; else ~/.kube/config (client-go's order).
- * Of several files in KUBECONFIG the first that exists is used: they are not merged as kubectl does it.
+ * The kubeconfig that KUBECONFIG names; else, in a pod, its ServiceAccount; else ~/.kube/config (client-go's
+ * order). Of several files in KUBECONFIG the first that exists is used: they are not merged, unlike in
+ * kubectl.
  */
-export async function loadCluster(signal: AbortSignal): Promise<Cluster> {
+export async function loadCluster(signal: AbortSignal, clock: Clock): Promise<Cluster> {
   const { KUBECONFIG, KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = process.env
   const named = KUBECONFIG?.split(delimiter).filter(Boolean) ?? []
   if (named.length === 0 && host && port) return inCluster(host, port, SERVICE_ACCOUNT)
   const paths = named.length > 0 ? named : [join(homedir(), '.kube', 'config')]
   const path = paths.find(path => existsSync(path))
   if (!path) throw new Error(`there is no kubeconfig at ${paths.join(' or ')}`)
-  return fromKubeconfig(path, signal)
+  return fromKubeconfig(path, signal, clock)
 }
 
 /** Kubernetes, "Accessing the API from a Pod". `folder` holds `token`, `ca.crt` and `namespace`. */
@@ -51,7 +53,7 @@ export async function inCluster(host: string, port: string, folder: string): Pro
 }
 
 /** The current context of one kubeconfig file: certificates, tokens and exec plugins. */
-export async function fromKubeconfig(path: string, signal: AbortSignal): Promise<Cluster> {
+export async function fromKubeconfig(path: string, signal: AbortSignal, clock: Clock): Promise<Cluster> {
   const { parse } = await import('yaml')
   const config = parse(await readFile(path, 'utf8'))
   const named = (list: string, name: string, key: string) => {
@@ -63,13 +65,13 @@ export async function fromKubeconfig(path: string, signal: AbortSignal): Promise
   const context = named('contexts', config['current-context'], 'context')
   const cluster = named('clusters', context.cluster, 'cluster')
   if (!URL.canParse(cluster.server)) throw new Error(`${path} has no URL as server of "${context.cluster}"`)
-  // Behind `kubectl proxy` nobody is a user.
+  // `kubectl proxy` needs no user.
   const user = context.user ? named('users', context.user, 'user') : {}
   // Relative paths are relative to the file.
   const file = (name: string) => readFile(resolve(dirname(path), name))
   const content = async (of: Record<string, string>, key: string) =>
     of[`${key}-data`] ? Buffer.from(of[`${key}-data`]!, 'base64') : of[key] ? await file(of[key]) : undefined
-  let exec: ExecCredential = user.exec ? await execCredential(user.exec, path, signal) : {}
+  let exec: ExecCredential = user.exec ? await execCredential(user.exec, path, signal, clock) : {}
   const [ca, cert, key] = await Promise.all([
     content(cluster, 'certificate-authority'),
     content(user, 'client-certificate'),
@@ -88,8 +90,8 @@ export async function fromKubeconfig(path: string, signal: AbortSignal): Promise
     token: async () => {
       if (user.tokenFile) return (await file(user.tokenFile)).toString().trim()
       if (user.token) return user.token
-      if (Date.parse(exec.expirationTimestamp ?? '') <= Date.now())
-        exec = await execCredential(user.exec, path, signal)
+      if (Date.parse(exec.expirationTimestamp ?? '') <= clock.wallSeconds() * 1000)
+        exec = await execCredential(user.exec, path, signal, clock)
       return exec.token
     },
     namespace: context.namespace ?? 'default',
@@ -114,28 +116,33 @@ async function execCredential(
   },
   path: string,
   signal: AbortSignal,
+  clock: Clock,
 ): Promise<ExecCredential> {
   const extra = Object.fromEntries((exec.env ?? []).map(({ name, value }) => [name, value]))
   const info = { apiVersion: exec.apiVersion, kind: 'ExecCredential', spec: { interactive: false } }
   const command = exec.command.includes('/') ? resolve(dirname(path), exec.command) : exec.command
   const env = { ...process.env, ...extra, KUBERNETES_EXEC_INFO: JSON.stringify(info) }
-  // One that waits for something is not waited for without end, and finds nobody to ask.
-  const limit = AbortSignal.any([signal, AbortSignal.timeout(EXEC_TIMEOUT_MS)])
-  const running = promisify(execFile)(command, exec.args ?? [], { env, signal: limit })
+  // A program that hangs is ended, and one that asks for input reads the end of it.
+  const limit = new AbortController()
+  const cancelLimit = clock.after(EXEC_TIMEOUT_MS, () => limit.abort())
+  const ends = AbortSignal.any([signal, limit.signal])
+  const running = promisify(execFile)(command, exec.args ?? [], { env, signal: ends })
   running.child.stdin?.on('error', () => {}).end()
   const fails = (why: string, cause: unknown): never => {
     throw new Error(`the exec plugin of ${path} ${why}`, { cause })
   }
-  const { stdout } = await running.catch(error =>
-    fails(
-      limit.aborted ? `did not end within ${EXEC_TIMEOUT_MS} ms` : `fails: ${error.message.trim()}`,
-      error,
-    ),
-  )
+  const { stdout } = await running
+    .catch(error =>
+      fails(
+        limit.signal.aborted ? `did not end within ${EXEC_TIMEOUT_MS} ms` : `failed: ${error.message.trim()}`,
+        error,
+      ),
+    )
+    .finally(cancelLimit)
   try {
     return JSON.parse(stdout).status ?? {}
   } catch (error) {
     // The parser's own message would quote from what may be a credential.
-    return fails('printed no ExecCredential', error)
+    return fails('did not print an ExecCredential', error)
   }
 }

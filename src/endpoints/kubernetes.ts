@@ -1,15 +1,16 @@
 /**
- * Endpoints from the EndpointSlices of a Kubernetes Service: list, then watch (Kubernetes API concepts, "Efficient
- * detection of changes"; EndpointSlice v1 of discovery.k8s.io). Why not @kubernetes/client-node: see ARCHITECTURE.
+ * Endpoints from the EndpointSlices of a Kubernetes Service: list, then watch (Kubernetes API concepts,
+ * "Efficient detection of changes"; EndpointSlice v1 of discovery.k8s.io). Why not @kubernetes/client-node:
+ * see ARCHITECTURE.
  */
 import { type ClientRequest, type IncomingMessage, request as requestHttp } from 'node:http'
 import { request as requestHttps } from 'node:https'
 import { isIP } from 'node:net'
-import { setTimeout as sleep } from 'node:timers/promises'
+import { type Clock, gather, pause } from '../clock.ts'
 import { byAddress, type Endpoint, endpoint, type Source } from './endpoint.ts'
 import { type Cluster, loadCluster } from './kubernetes-config.ts'
 
-/** What of an EndpointSlice is read here. */
+/** The part of an EndpointSlice that is read here. */
 export interface EndpointSlice {
   readonly metadata: { readonly name: string; readonly resourceVersion?: string }
   readonly addressType: 'IPv4' | 'IPv6' | 'FQDN'
@@ -41,25 +42,27 @@ interface Status {
   readonly message?: string
 }
 
-export interface KubernetesTimes {
-  /** For how long the server is asked to keep a watch open. */
-  readonly watchSeconds: number
-  /** A watch that has not ended this long after its time is dead, and so is a list without an answer. */
-  readonly silentMs: number
-  /** Waits after failures: at first, then doubled up to the most. Each is shortened at random by up to half. */
-  readonly backoffMs: number
-  readonly maxBackoffMs: number
-  /** A watch that ends sooner than this was not ended by its time, and is no sign that all is well. */
-  readonly shortWatchMs: number
-}
-
-const TIMES: KubernetesTimes = {
-  watchSeconds: 30,
-  silentMs: 10_000,
-  backoffMs: 500,
-  maxBackoffMs: 30_000,
-  shortWatchMs: 1000,
-}
+/** For how long the server is asked to keep a watch open. */
+const WATCH_SECONDS = 30
+/**
+ * A list that has no answer after this time has failed, and so has a watch that goes on for so long after its
+ * time.
+ */
+const SILENT_MS = 10_000
+/**
+ * The wait after a failure, doubled with each further one up to the maximum. Each is shortened by up to half.
+ */
+const BACKOFF_MS = 500
+const MAX_BACKOFF_MS = 30_000
+/**
+ * A watch that ends sooner than this was not ended by its time, and does not show that the API has recovered.
+ */
+const SHORT_WATCH_MS = 1000
+/**
+ * The events within this time are applied together, since all endpoints of the Service are computed each
+ * time.
+ */
+const GATHER_MS = 10
 const API = 'the Kubernetes API'
 const PAGE = 500
 const KEEP_ALIVE_MS = 10_000
@@ -68,32 +71,37 @@ const MAX_LINE_CHARACTERS = 8 * 1024 * 1024
 /** A page of 500 of them, at their usual 100 endpoints. */
 const MAX_LIST_CHARACTERS = 256 * 1024 * 1024
 
-/** `namespace` undefined: the one that the process runs in, or the kubeconfig's. Nothing is read until it is started. */
+/**
+ * Without `namespace`, the one that the process runs in, or the kubeconfig's. Nothing is read before the
+ * source is started.
+ */
 export function kubernetesSource(
   namespace: string | undefined,
   service: string,
-  load: (signal: AbortSignal) => Promise<Cluster> = loadCluster,
-  times: KubernetesTimes = TIMES,
+  load: (signal: AbortSignal, clock: Clock) => Promise<Cluster> = loadCluster,
 ): Source {
-  return async ({ publish, fail }, signal) => {
+  return async ({ publish, fail }, signal, clock, random) => {
     let failures = 0
     while (!signal.aborted) {
       try {
-        const cluster = await load(signal)
-        await follow(cluster, path(namespace ?? cluster.namespace, service), times, signal, {
-          changed: slices => publish(endpointsOf(slices)),
-          // Not when a list succeeds: where each watch fails after it, the waits must grow.
-          stood: () => {
-            failures = 0
+        const cluster = await load(signal, clock)
+        await follow(
+          { cluster, path: path(namespace ?? cluster.namespace, service), signal, clock },
+          {
+            onSlices: slices => publish(endpointsOf(slices)),
+            // A list that succeeds does not reset the waits: where each watch after it fails, they must grow.
+            onLongWatch: () => {
+              failures = 0
+            },
           },
-        })
+        )
       } catch (error) {
         if (signal.aborted) return
-        // A version that is too old is no failure: listing anew is the cure. If it does not cure, it is one.
-        const gone = error instanceof ApiError && error.code === 410
-        if (!gone || failures > 0) fail(error as Error)
-        const most = Math.min(times.maxBackoffMs, times.backoffMs * 2 ** failures++)
-        await sleep(most * (1 - Math.random() / 2), undefined, { signal }).catch(() => {})
+        // A version that is too old is not a failure unless the new list does not help.
+        const isTooOld = error instanceof ApiError && error.code === 410
+        if (!isTooOld || failures > 0) fail(error as Error)
+        const waitMs = Math.min(MAX_BACKOFF_MS, BACKOFF_MS * 2 ** failures++)
+        await pause(clock, waitMs * (1 - random() / 2), signal)
       }
     }
   }
@@ -104,11 +112,11 @@ function path(namespace: string, service: string): string {
   return `/apis/discovery.k8s.io/v1/namespaces/${namespace}/endpointslices?labelSelector=${selector}`
 }
 
-/** What the API itself answered, other than 200. */
+/** An answer of the API itself, other than 200. */
 class ApiError extends Error {
   readonly code: number
   constructor(code: number, message: string) {
-    super(`${API} says ${code}: ${message}${HINTS[code] ?? ''}`)
+    super(`${API} answered ${code}: ${message}${HINTS[code] ?? ''}`)
     this.code = code
   }
 }
@@ -118,57 +126,66 @@ const HINTS: { readonly [code: number]: string } = {
   403: ' (the ServiceAccount needs the verbs list and watch for endpointslices in discovery.k8s.io)',
 }
 
-/** Lists, then watches from there, one watch after the other. Rejects when the list must be made anew. */
+/** What requests need. */
+interface Connection {
+  readonly cluster: Cluster
+  /** Of the EndpointSlices of the Service. */
+  readonly path: string
+  readonly signal: AbortSignal
+  readonly clock: Clock
+}
+
+/** Lists, then watches from there, one watch after the other. Rejects when a new list is needed. */
 async function follow(
-  cluster: Cluster,
-  path: string,
-  times: KubernetesTimes,
-  signal: AbortSignal,
-  { changed, stood }: { changed: (slices: Iterable<EndpointSlice>) => void; stood: () => void },
+  connection: Connection,
+  events: { onSlices: (slices: Iterable<EndpointSlice>) => void; onLongWatch: () => void },
 ): Promise<void> {
-  const { slices, resourceVersion } = await list(cluster, path, times, signal)
-  changed(slices.values())
+  const { cluster, signal, clock } = connection
+  const { slices, resourceVersion } = await list(connection)
+  events.onSlices(slices.values())
+  const changes = gather(clock, GATHER_MS, () => events.onSlices(slices.values()))
   let version = resourceVersion
   while (!signal.aborted) {
     const from = encodeURIComponent(version)
-    const query = `&watch=1&allowWatchBookmarks=true&timeoutSeconds=${times.watchSeconds}&resourceVersion=${from}`
-    const limitMs = times.watchSeconds * 1000 + times.silentMs
-    const started = performance.now()
-    let stands = false
-    const isShort = () => performance.now() - started < times.shortWatchMs
+    const query = `&watch=1&allowWatchBookmarks=true&timeoutSeconds=${WATCH_SECONDS}&resourceVersion=${from}`
+    const startedMs = clock.now()
+    let answered = false
+    const isShort = () => clock.now() - startedMs < SHORT_WATCH_MS
     try {
-      await get(cluster, path + query, limitMs, signal, async response => {
-        stands = true
+      await get(connection, query, WATCH_SECONDS * 1000 + SILENT_MS, async response => {
+        answered = true
         for await (const line of lines(response)) {
           const event: WatchEvent | null = JSON.parse(line)
-          if (!event?.object) throw new Error('a line of the watch is no event')
+          if (!event?.object) throw new Error('a line of the watch is not an event')
           const { type, object } = event
           if (type === 'ERROR') throw new ApiError(object.code ?? 0, object.message ?? 'watch error')
           version = object.metadata.resourceVersion ?? version
           if (type === 'DELETED') slices.delete(object.metadata.name)
           else if (type === 'ADDED' || type === 'MODIFIED') slices.set(object.metadata.name, object)
           else continue
-          changed(slices.values())
+          changes.add()
         }
       })
     } finally {
-      if (stands && !isShort()) stood()
+      if (signal.aborted) changes.cancel()
+      else changes.flush()
+      if (answered && !isShort()) events.onLongWatch()
     }
     if (isShort())
-      throw new Error(`${API} at ${cluster.server.host}: the watch was ended as soon as it began`)
+      throw new Error(`${API} at ${cluster.server.host}: the watch ended as soon as it had begun`)
   }
 }
 
-/** All pages. The resource version is that of the list, from which a watch may start. */
-async function list(cluster: Cluster, path: string, times: KubernetesTimes, signal: AbortSignal) {
+/** Reads all pages. The resource version is that of the list, from which a watch may start. */
+async function list(connection: Connection) {
   const slices = new Map<string, EndpointSlice>()
   let resourceVersion = ''
   let next = ''
   do {
     const query = `&limit=${PAGE}${next && `&continue=${encodeURIComponent(next)}`}`
-    await get(cluster, path + query, times.silentMs, signal, async response => {
+    await get(connection, query, SILENT_MS, async response => {
       const page: EndpointSliceList | null = JSON.parse(await text(response, MAX_LIST_CHARACTERS))
-      if (!page?.metadata?.resourceVersion) throw new Error('the answer is no list')
+      if (!page?.metadata?.resourceVersion) throw new Error('the answer is not a list')
       for (const slice of page.items ?? []) slices.set(slice.metadata.name, slice)
       resourceVersion = page.metadata.resourceVersion
       next = page.metadata.continue ?? ''
@@ -177,51 +194,53 @@ async function list(cluster: Cluster, path: string, times: KubernetesTimes, sign
   return { slices, resourceVersion }
 }
 
-/** One GET, whose body `read` takes. Rejects with what went wrong, `limitMs` after its start at the latest. */
+/** One GET, whose body `read` takes. Rejects with the reason, `limitMs` after its start at the latest. */
 async function get(
-  cluster: Cluster,
-  path: string,
+  { cluster, path, signal, clock }: Connection,
+  query: string,
   limitMs: number,
-  signal: AbortSignal,
   read: (response: IncomingMessage) => Promise<void>,
 ): Promise<void> {
-  const url = new URL(cluster.server.pathname.replace(/\/$/, '') + path, cluster.server)
+  const url = new URL(cluster.server.pathname.replace(/\/$/, '') + path + query, cluster.server)
   const token = await cluster.token()
   const headers = { accept: 'application/json', ...(token && { authorization: `Bearer ${token}` }) }
-  const limit = AbortSignal.any([signal, AbortSignal.timeout(limitMs)])
-  const options = { headers, agent: false, signal: limit, ...cluster.tls }
+  const limit = new AbortController()
+  const cancelLimit = clock.after(limitMs, () => limit.abort())
+  const ends = AbortSignal.any([signal, limit.signal])
+  const options = { headers, agent: false, signal: ends, ...cluster.tls }
   const request = url.protocol === 'http:' ? requestHttp(url, options) : requestHttps(url, options)
   try {
-    const response = await respond(request)
+    const response = await responseTo(request)
     if (response.statusCode !== 200)
       throw new ApiError(response.statusCode ?? 0, await statusMessage(response))
     await read(response)
   } catch (error) {
     if (error instanceof ApiError) throw error
-    const why = limit.aborted ? `no end of the answer within ${limitMs} ms` : reason(error as Error)
+    const why = limit.signal.aborted ? `the answer did not end within ${limitMs} ms` : reason(error as Error)
     throw new Error(`${API} at ${url.host}: ${why}`, { cause: error })
   } finally {
+    cancelLimit()
     request.destroy()
   }
 }
 
-function respond(request: ClientRequest): Promise<IncomingMessage> {
+function responseTo(request: ClientRequest): Promise<IncomingMessage> {
   return new Promise((resolve, reject) => {
     request.on('response', resolve).on('error', reject)
-    // A peer that vanished without a word is found out by the kernel.
+    // The kernel notices a peer that vanished without closing the connection.
     request.on('socket', socket => socket.setKeepAlive(true, KEEP_ALIVE_MS))
     request.end()
   })
 }
 
 function reason({ message, code }: NodeJS.ErrnoException): string {
-  // Node's own word is "aborted", which reads as if we had done it.
+  // Node's own text is "aborted", which reads as if we had done it.
   if (code === 'ECONNRESET') return 'the connection was cut'
-  // Where a name has several addresses and all refuse, there is only a code.
+  // Where a name has several addresses and all refuse, the error has only a code.
   return message || (code ?? 'unknown')
 }
 
-/** The message of the Status object that an error comes with. */
+/** The message of the Status object that the API sends with an error. */
 async function statusMessage(response: IncomingMessage): Promise<string> {
   const body = await text(response, MAX_LINE_CHARACTERS)
   try {
@@ -242,7 +261,7 @@ async function text(response: IncomingMessage, maxCharacters: number): Promise<s
   return parts.join('')
 }
 
-/** The lines of a stream; one that is cut off at the end is dropped: its event comes again with the next watch. */
+/** The lines of a stream. One that is cut off at the end is dropped: the next watch repeats its event. */
 async function* lines(response: IncomingMessage): AsyncGenerator<string> {
   let parts: string[] = []
   let characters = 0
@@ -264,23 +283,24 @@ async function* lines(response: IncomingMessage): AsyncGenerator<string> {
 }
 
 /**
- * The endpoints of all slices of a Service. Conditions that are nil mean what the API says: `ready` true, `serving`
- * the same as `ready`, `terminating` false. Of an endpoint's addresses the first is used, as the API asks of
- * consumers; while one moves between slices it stands in both, and the better entry counts.
+ * The endpoints of all slices of a Service. Conditions that are nil mean what the API defines: `ready` true,
+ * `serving` the same as `ready`, `terminating` false. Of an endpoint's addresses the first is used, as the
+ * API asks of consumers. While an endpoint moves between slices it is in both, and the better entry counts.
  */
 export function endpointsOf(slices: Iterable<EndpointSlice>): Endpoint[] {
   const found = new Map<string, Endpoint>()
   for (const { addressType, endpoints } of slices) {
     if (addressType === 'FQDN') continue
     for (const { addresses, conditions } of endpoints ?? []) {
-      // What the API lets through is not always an address: 010.0.0.1. One bad entry must not hide the others.
+      // The API accepts texts that are not addresses, such as 010.0.0.1. One bad entry must not hide the
+      // others.
       if (!isIP(addresses[0] ?? '')) continue
       const ready = conditions?.ready ?? true
       const serving = conditions?.serving ?? ready
       const terminating = conditions?.terminating ?? false
-      const made = { ...endpoint(addresses[0]!), ready, serving, terminating }
-      const known = found.get(made.address)
-      if (!known || rank(made) > rank(known)) found.set(made.address, made)
+      const entry = { ...endpoint(addresses[0]!), ready, serving, terminating }
+      const known = found.get(entry.address)
+      if (!known || rank(entry) > rank(known)) found.set(entry.address, entry)
     }
   }
   return [...found.values()].sort(byAddress)

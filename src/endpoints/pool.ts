@@ -1,8 +1,10 @@
-/** The endpoints of one service: what the source says and what the checks find, as one frozen Snapshot. */
+/** The endpoints of one service: what the source knows and what the checks find, as one frozen Snapshot. */
 
-import { setTimeout as sleep } from 'node:timers/promises'
 import { isIpv6 } from '../address.ts'
+import type { ProbeResult } from '../client/probe.ts'
+import { gather, pause } from '../clock.ts'
 import { type CheckOptions, checkForever } from './checks.ts'
+import { choose } from './choose.ts'
 import type { Endpoint, Source } from './endpoint.ts'
 import { ALWAYS_UP, type Health, nextHealth, type State, UNCHECKED } from './health.ts'
 
@@ -12,18 +14,21 @@ export interface EndpointStatus {
   readonly weight: number
   readonly state: State
   readonly terminating: boolean
-  /** It stands in answers. */
+  /** It is in the answers. */
   readonly answered: boolean
   readonly detail: string
   readonly activeConnections: number | undefined
 }
 
-/** All that DNS needs to know of a service. Replaced whole, never edited. */
+/**
+ * All that DNS needs to know about a service. It is replaced, never edited; an endpoint that has not changed
+ * is the same object in the next Snapshot.
+ */
 export interface Snapshot {
   readonly service: string
   /** False until the source has published and each of the first endpoints has been checked once. */
   readonly ready: boolean
-  /** No endpoint is well, and those that are not stand in the answer all the same. */
+  /** No endpoint is healthy, and unhealthy ones are answered nevertheless. */
   readonly failedOpen: boolean
   readonly endpoints: readonly EndpointStatus[]
 }
@@ -33,15 +38,20 @@ export interface PoolEvents {
   snapshot(snapshot: Snapshot): void
   state(address: string, from: State | 'absent', to: State | 'absent', detail: string): void
   checked(address: string, ok: boolean, seconds: number): void
-  /** `error` is undefined when the source is well again. */
+  /** `error` is undefined when the source has recovered. */
   source(error: Error | undefined): void
 }
 
 interface PoolOptions extends CheckOptions {
   readonly service: string
   readonly source: Source
-  /** When no endpoint is well: answer with all of them, or with none. */
+  /** What to answer when no endpoint is healthy: all of them, or none. */
   readonly fail: 'open' | 'closed'
+  /**
+   * A change of `activeConnections` alone makes a new Snapshot. Needed only under a policy that reads the
+   * load.
+   */
+  readonly watchLoad: boolean
 }
 
 export interface Pool {
@@ -50,59 +60,60 @@ export interface Pool {
 }
 
 const SOURCE_RESTART_MS = 1000
+/** Whatever happens within this time makes one Snapshot: each costs DNS a compiled zone. */
+const GATHER_MS = 10
 
-interface Member {
+interface PoolMember {
   endpoint: Endpoint
   health: Health
+  /** As in the last Snapshot. */
+  status: EndpointStatus | undefined
   readonly stop: AbortController
 }
 
 export function startPool(options: PoolOptions, events: PoolEvents): Pool {
-  const { service, checks, rise, fall } = options
-  const members = new Map<string, Member>()
-  /** Of departed members too: a check that is under way ends with its answer or its timeout. */
-  const checking = new Set<Promise<void>>()
+  const { service, clock, random, rise, fall, watchLoad } = options
+  const members = new Map<string, PoolMember>()
+  /** Departed members are included: a check that has begun ends with its answer or its time-out. */
+  const runningChecks = new Set<Promise<void>>()
   const stop = new AbortController()
-  const checked = checks.some(check => check.kind !== 'none')
-  let firstRound: Set<string> | undefined
+  const hasChecks = options.checks.some(check => check.kind !== 'none')
+  /** Those of the first endpoints that have no result yet. Undefined until the source has published. */
+  let firstUnchecked: Set<string> | undefined
   let sourceFailed = false
   let snapshot: Snapshot = freeze({ service, ready: false, failedOpen: false, endpoints: [] })
-  let pending: NodeJS.Immediate | undefined
 
-  // A round of a thousand results becomes one Snapshot, not a thousand.
-  const changed = () => {
-    pending ??= setImmediate(() => {
-      pending = undefined
-      const endpoints = [...members.values()]
-      const ready = firstRound?.size === 0
-      snapshot = freeze({ service, ready, ...choose(endpoints, options.fail) })
-      events.snapshot(snapshot)
+  const changes = gather(clock, GATHER_MS, () => {
+    const list = [...members.values()]
+    const { failedOpen, isAnswered } = choose(list, options.fail)
+    const endpoints = list.map(member => {
+      member.status = statusOf(member, isAnswered(member))
+      return member.status
     })
-  }
+    snapshot = freeze({ service, ready: firstUnchecked?.size === 0, failedOpen, endpoints })
+    events.snapshot(snapshot)
+  })
 
-  const add = (endpoint: Endpoint): Member => {
+  const add = (endpoint: Endpoint): PoolMember => {
     const { address } = endpoint
-    const stopMember = new AbortController()
-    const report = (result: Parameters<typeof nextHealth>[1], seconds: number) => {
+    const health = hasChecks ? UNCHECKED : ALWAYS_UP
+    const member: PoolMember = { endpoint, health, status: undefined, stop: new AbortController() }
+    const report = (result: ProbeResult, seconds: number) => {
       const before = member.health
       member.health = nextHealth(before, result, rise, fall)
+      const { state, detail, activeConnections } = member.health
       events.checked(address, result.ok, seconds)
-      if (before.state !== member.health.state)
-        events.state(address, before.state, member.health.state, member.health.detail)
-      const said = firstRound?.delete(address)
-      if (said || !same(before, member.health)) changed()
+      if (before.state !== state) events.state(address, before.state, state, detail)
+      const wasFirst = firstUnchecked?.delete(address)
+      const loadChanged = watchLoad && before.activeConnections !== activeConnections
+      if (wasFirst || before.state !== state || before.detail !== detail || loadChanged) changes.add()
     }
-    const member: Member = {
-      endpoint,
-      health: checked ? UNCHECKED : ALWAYS_UP,
-      stop: stopMember,
+    if (hasChecks) {
+      const run = checkForever(address, options, report, member.stop.signal)
+      runningChecks.add(run)
+      run.finally(() => runningChecks.delete(run))
     }
-    if (checked) {
-      const run = checkForever(address, options, report, stopMember.signal)
-      checking.add(run)
-      run.finally(() => checking.delete(run))
-    }
-    events.state(address, 'absent', member.health.state, member.health.detail)
+    events.state(address, 'absent', health.state, health.detail)
     return member
   }
 
@@ -112,15 +123,15 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
     sourceFailed = false
     const wanted = new Map(endpoints.map(endpoint => [endpoint.address, endpoint]))
     // The Map's order is the source's order, which rotation follows.
-    let different = !firstRound || [...members.keys()].join() !== [...wanted.keys()].join()
+    let different = !firstUnchecked || [...members.keys()].join() !== [...wanted.keys()].join()
     for (const [address, member] of members) {
       if (wanted.has(address)) continue
       member.stop.abort()
       members.delete(address)
-      firstRound?.delete(address)
+      firstUnchecked?.delete(address)
       events.state(address, member.health.state, 'absent', 'the source no longer has it')
     }
-    const ordered: [string, Member][] = []
+    const ordered: [string, PoolMember][] = []
     for (const [address, endpoint] of wanted) {
       const member = members.get(address)
       if (member && !sameEndpoint(member.endpoint, endpoint)) different = true
@@ -129,27 +140,28 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
     }
     members.clear()
     for (const [address, member] of ordered) members.set(address, member)
-    firstRound ??= new Set(checked ? members.keys() : [])
-    if (different) changed()
+    firstUnchecked ??= new Set(hasChecks ? members.keys() : [])
+    if (different) changes.add()
   }
 
   const fail = (error: Error) => {
-    // A source may reject with the abort itself.
+    // A source may reject because of the abort itself.
     if (stop.signal.aborted) return
     if (!sourceFailed) events.source(error)
     sourceFailed = true
   }
 
-  const following = (async () => {
+  const runSource = async () => {
     while (!stop.signal.aborted) {
       try {
-        return await options.source({ publish, fail }, stop.signal)
+        return await options.source({ publish, fail }, stop.signal, clock, random)
       } catch (error) {
         fail(error as Error)
-        await sleep(SOURCE_RESTART_MS, undefined, { signal: stop.signal }).catch(() => {})
+        await pause(clock, SOURCE_RESTART_MS, stop.signal)
       }
     }
-  })()
+  }
+  const runningSource = runSource()
 
   return {
     get snapshot() {
@@ -157,60 +169,34 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
     },
     async close() {
       stop.abort()
-      if (pending) clearImmediate(pending)
+      changes.cancel()
       for (const member of members.values()) member.stop.abort()
-      await Promise.all([following, ...checking])
+      await Promise.all([runningSource, ...runningChecks])
     },
   }
 }
 
-/**
- * Which endpoints stand in the answer. First those that are well; else, as kube-proxy does, those that the
- * platform is ending but that still serve; else, unless closed, all that were looked at: a flaky check must
- * not become an outage (gdnsd, Route 53). Draining ones come last of all.
- */
-function choose(
-  members: readonly Member[],
-  fail: 'open' | 'closed',
-): Pick<Snapshot, 'failedOpen' | 'endpoints'> {
-  const up = ({ health }: Member) => health.state === 'up'
-  const draining = ({ health }: Member) => health.state === 'draining'
-  const checked = ({ health }: Member) => health.state !== 'checking'
-  const tiers: ((member: Member) => boolean)[] = [
-    m => up(m) && m.endpoint.ready && !m.endpoint.terminating,
-    // One that drains says itself that it serves; the platform's `serving` follows `/readyz`, and is false by then.
-    m => m.endpoint.terminating && (draining(m) || (up(m) && m.endpoint.serving)),
-  ]
-  if (fail === 'open') {
-    const left = (m: Member) => checked(m) && !draining(m)
-    tiers.push(m => left(m) && !m.endpoint.terminating, left, checked)
-  }
-  const tier = tiers.findIndex(fits => members.some(fits))
-  return {
-    failedOpen: tier >= 2,
-    endpoints: members.map(member => status(member, tier !== -1 && tiers[tier]!(member))),
-  }
+/** Is the object of the last Snapshot unless something has changed. */
+function statusOf({ endpoint, health, status: last }: PoolMember, answered: boolean): EndpointStatus {
+  const { address, weight, terminating } = endpoint
+  const { state, detail, activeConnections } = health
+  if (
+    last?.answered === answered &&
+    last.state === state &&
+    last.detail === detail &&
+    last.activeConnections === activeConnections &&
+    last.weight === weight &&
+    last.terminating === terminating
+  )
+    return last
+  const family = isIpv6(address) ? 6 : 4
+  return Object.freeze({ address, family, weight, state, terminating, answered, detail, activeConnections })
 }
-
-const status = ({ endpoint, health }: Member, answered: boolean): EndpointStatus => ({
-  address: endpoint.address,
-  family: isIpv6(endpoint.address) ? 6 : 4,
-  weight: endpoint.weight,
-  state: health.state,
-  terminating: endpoint.terminating,
-  answered,
-  detail: health.detail,
-  activeConnections: health.activeConnections,
-})
-
-const same = (a: Health, b: Health) =>
-  a.state === b.state && a.detail === b.detail && a.activeConnections === b.activeConnections
 
 const sameEndpoint = (a: Endpoint, b: Endpoint) =>
   a.weight === b.weight && a.ready === b.ready && a.serving === b.serving && a.terminating === b.terminating
 
 function freeze(snapshot: Snapshot): Snapshot {
-  for (const endpoint of snapshot.endpoints) Object.freeze(endpoint)
   Object.freeze(snapshot.endpoints)
   return Object.freeze(snapshot)
 }

@@ -1,78 +1,82 @@
 /**
- * /etc/inetd.conf → entries as plain data, /etc/services → a look-up: pure. What is meant stands in inetd(8) of Debian
- * (openbsd-inetd), OpenBSD, NetBSD, FreeBSD and GNU inetutils, and in services(5). Where those disagree:
- * - `tcp` and `udp` are both families on Debian, IPv4 elsewhere, where files have a second line for `tcp6`. Here they are
- *   both, but leave an IPv6 address to the line for `tcp6` or `udp6` that has it too.
- * - `tcp6` is IPv6 only, but both families on GNU. `tcp46` is both in one IPv6 socket; here in two, as `tcp`.
- * - MAX is starts a minute: 256 on Debian, OpenBSD and FreeBSD, 40 on NetBSD and GNU. Here 256, behind "." or NetBSD's ":";
- *   0 is no limit, as for FreeBSD's -R. FreeBSD's "/MAX" limits children at a time: refused.
- * - `dgram nowait` with a program is in OpenBSD's and NetBSD's manuals; BUGS of Debian's tells what comes of it. Refused, as
- *   FreeBSD and GNU have it. Internal services take either word over UDP, and `nowait` over TCP.
- * - Host names are looked up by OpenBSD, NetBSD and GNU: refused, since where it listens would depend on the DNS of the moment.
- * - Only NetBSD has quotes, around whole arguments; here they hold words together anywhere, as in a shell. "\" is no escape.
- * - After `internal` FreeBSD has the service's name, the others `internal`: both are taken, so a port can have a name, too.
- * - A line that begins with white space goes on with the entry above: BSD's custom, which only NetBSD's BUGS mention. A line
- *   whose first character is "#" after such white space is a comment all the same, and ends the entry, as an empty one does.
- * - What only some have is refused: RPC, faithd, IPsec, buffer sizes, accept filters, login classes, `.include`, key-values.
+ * Parses /etc/inetd.conf into entries and /etc/services into a look-up. Pure. The format is that of inetd(8)
+ * of Debian (openbsd-inetd), OpenBSD, NetBSD, FreeBSD and GNU inetutils, and of services(5). Where those
+ * disagree:
+ * - `tcp` and `udp` mean both families on Debian, and IPv4 elsewhere, where files have a second line for
+ *   `tcp6`. Here they mean both, but an IPv6 address is left to the line for `tcp6` or `udp6` that names it
+ *   too.
+ * - `tcp6` means IPv6 only, but both families on GNU. `tcp46` means both in one IPv6 socket; here in two, as
+ *   for `tcp`.
+ * - MAX is starts a minute: 256 on Debian, OpenBSD and FreeBSD, 40 on NetBSD and GNU. Here 256, after "." or
+ *   NetBSD's ":"; 0 means no limit, as for FreeBSD's -R. FreeBSD's "/MAX" limits children at a time and is
+ *   refused.
+ * - `dgram nowait` with a program is in the manuals of OpenBSD and NetBSD; BUGS of Debian's describes the
+ *   consequences. It is refused, as on FreeBSD and GNU. Internal services accept either word over UDP, and
+ *   `nowait` over TCP.
+ * - OpenBSD, NetBSD and GNU look host names up. They are refused here, since DNS at that moment would decide
+ *   where we listen.
+ * - Only NetBSD has quotes, around whole arguments; here they join words anywhere, as in a shell. "\" does
+ *   not escape.
+ * - After `internal` FreeBSD writes the name of the service, the others `internal`. Both are accepted, so
+ *   that a service given by its port can have a name, too.
+ * - A line that begins with white space continues the entry above it. All BSDs do this, but only BUGS of
+ *   NetBSD's mentions it. A line whose first other character is "#" is a comment all the same, and ends the
+ *   entry, as an empty line does.
+ * - What only some of them have is refused: RPC, faithd, IPsec, buffer sizes, accept filters, login classes,
+ *   `.include`, key-values.
  */
 
-import { formatAddress, isIpv6, portNumber, type SocketAddress, socketAddress } from '../address.ts'
+import { isIpv6, portNumber, socketAddress } from '../address.ts'
 import { Expected } from '../errors.ts'
+import {
+  type Draft,
+  type Entry,
+  type InetSockets,
+  internalNames,
+  leaveToLast,
+  type SocketProtocol,
+  socketName,
+  socketNames,
+  socketProtocols,
+  type UnixSocket,
+  WILDCARDS,
+} from './entry.ts'
 
-const protocols = ['tcp', 'udp', 'tcp4', 'tcp6', 'udp4', 'udp6', 'tcp46', 'udp46', 'unix'] as const
-const datagramServices = ['echo', 'discard', 'chargen', 'daytime', 'time'] as const
-const streamServices = [...datagramServices, 'tcpmux'] as const
+/** The name of the multiplexer, which only TCP has. */
+const MULTIPLEXER = 'tcpmux'
 
-/** One service. Read again, it is the same, changed or gone: see `key` and `sameEntry`. */
-export interface Entry {
-  /** Its sockets, unique in a file: `tcp 0.0.0.0:7, tcp [::]:7`, `unix /run/x.sock` or `tcpmux name`. */
-  readonly key: string
-  /** Where it begins, from 1. */
-  readonly line: number
-  /** As written, without addresses: a name, a port or a path. */
-  readonly service: string
-  readonly socketType: 'stream' | 'dgram'
-  readonly protocol: (typeof protocols)[number]
-  /** Those of `addresses`. */
-  readonly families: readonly (4 | 6)[]
-  /** A socket each; none for `unix` and for a service of tcpmux. */
-  readonly addresses: readonly SocketAddress[]
-  /** Of a `unix` socket; absolute. */
-  readonly path?: string
-  /** The program gets the listening or datagram socket, and inetd looks away until it ends. */
-  readonly wait: boolean
-  /** Starts within 60 s; Infinity for no limit. */
-  readonly maxPerMinute: number
-  readonly user: string
-  readonly group?: string
-  readonly program:
-    | { readonly kind: 'internal'; readonly name: (typeof streamServices)[number] }
-    | { readonly kind: 'exec'; readonly path: string; readonly argv: readonly string[] }
-  /** RFC 1078: asked for by this name (in lower case) on tcpmux's port; with `plus` inetd answers "+" for the program. */
-  readonly tcpmux?: { readonly name: string; readonly plus: boolean }
-}
-
-/** What is wrong with an entry; the others work. */
+/** What is wrong with an entry. The other entries work. */
 export interface Problem {
   readonly file: string
   readonly line: number
-  /** As inetd(8) calls it: `service`, `socket type`, …; `line` where it is all of it. */
+  /** As inetd(8) names it: `service`, `socket type`, …; `line` where the whole line is wrong. */
   readonly field: string
-  /** The whole of it: `inetd.conf:12: Cannot parse protocol "sctp": expected one of tcp, udp, …` */
+  /** A whole sentence: `inetd.conf:12: Cannot parse protocol "sctp": expected one of tcp, udp, …` */
+  readonly message: string
+}
+
+/** A line that works, but probably not as it is meant. */
+export interface Warning {
+  readonly line: number
+  /** A whole sentence, as that of a problem. */
   readonly message: string
 }
 
 /** The port of a service, by its name or an alias. */
 export type LookUp = (name: string, protocol: 'tcp' | 'udp') => number | undefined
 
-const ANY: readonly string[] = ['0.0.0.0', '::']
-
 const MAX_PER_MINUTE = 256
 
-/** Characters of an entry with its continuations: room for any command line, and an end to a file that is none. */
+/**
+ * Characters of an entry with its continuations: enough for any command line, and a bound for files of
+ * another kind.
+ */
 const MAX_ENTRY_LENGTH = 8192
 
-/** unix(7): what `sun_path` has room for on Linux. */
+/** A continuation line that GNU's inetd would read as an entry of its own: service, type, protocol, wait. */
+const LOOKS_LIKE_ENTRY = /^\s+\S+\s+(stream|dgram|raw|rdm|seqpacket)\s+\S+\s+(no)?wait\S*\s/
+
+/** unix(7): the length of `sun_path` on Linux, without its final zero. */
 const MAX_PATH_OCTETS = 107
 
 class BadField extends Error {
@@ -103,7 +107,7 @@ const foreign: readonly (readonly [pattern: RegExp, what: string])[] = [
   [/^(no)?wait\//, 'a limit of children at a time is'],
 ]
 
-/** What to say of a text that another inetd knows. */
+/** What to add to the message about a text that another inetd understands. */
 function hint(text: string): string {
   const what = foreign.find(([pattern]) => pattern.test(text))?.[1]
   return what ? ` (${what} not supported)` : ''
@@ -116,11 +120,11 @@ function keyword<const T extends string>(...values: readonly T[]): (text: string
   }
 }
 
-/** `*`, or addresses with commas between them; each once. */
+/** Parses `*`, or addresses separated by commas. Duplicates are removed. */
 function listenAddresses(text: string): readonly string[] {
-  if (text === '*') return ANY
+  if (text === '*') return WILDCARDS
   try {
-    // Between brackets or, as Debian's inetds also take it, without.
+    // Debian's inetds accept IPv6 addresses with and without brackets.
     const bracketed = (part: string) => (isIpv6(part) && !part.startsWith('[') ? `[${part}]` : part)
     return [...new Set(text.split(',').map(part => socketAddress(`${bracketed(part)}:0`).address))]
   } catch {
@@ -128,14 +132,14 @@ function listenAddresses(text: string): readonly string[] {
   }
 }
 
-function waitAndLimit(text: string): Pick<Entry, 'wait' | 'maxPerMinute'> {
+function waitAndLimit(text: string): { wait: boolean; maxPerMinute: number } {
   const match = /^(no)?wait(?:[.:](\d{1,9}))?$/.exec(text)
   if (!match) throw new Expected(`wait or nowait, and .MAX for starts a minute${hint(text)}`)
   return { wait: !match[1], maxPerMinute: Number(match[2] ?? MAX_PER_MINUTE) || Number.POSITIVE_INFINITY }
 }
 
-/** A user's name contains "." only where ":" is the separator. */
-function userAndGroup(text: string): Pick<Entry, 'user' | 'group'> {
+/** The name of a user may contain "." only if ":" is the separator. */
+function userAndGroup(text: string): { user: string; group?: string } {
   const match = /^(?:([\w.-]+\$?):([\w.-]+)|([\w-]+\$?)(?:\.([\w-]+))?)$/.exec(text)
   if (!match) throw new Expected('USER, USER:GROUP or USER.GROUP')
   const [, user = match[3]!, group = match[4]] = match
@@ -149,91 +153,117 @@ function split(text: string): readonly string[] {
   return (text.match(words) ?? []).map(word => word.replace(/'([^']*)'|"([^"]*)"/g, '$1$2'))
 }
 
-/** What the lines before an entry say about it. */
+/** What earlier lines of the file say about the entries after them. */
 interface Context {
   readonly lookUp: LookUp
-  /** Where an entry without addresses listens; undefined where that line is bad, for elsewhere it must not. */
-  inherited: { readonly line: number; readonly addresses?: readonly string[] }
-  /** Of the IPsec policy in force, which nothing may serve without; 0 where there is none. */
+  /**
+   * The last line that is only an address, and its addresses: the default of the entries after it. If that
+   * line is bad it has no addresses, and entries without addresses of their own are refused: they must not
+   * listen anywhere else.
+   */
+  defaultAddresses: { readonly line: number; readonly addresses?: readonly string[] }
+  /** The line of the IPsec policy in force, under which no entry may serve; 0 if there is none. */
   policyLine: number
 }
 
-type Place = Pick<Entry, 'service' | 'addresses' | 'path' | 'tcpmux'>
+/** A service of the multiplexer, or the sockets of any other. */
+type ServiceField =
+  | { readonly kind: 'tcpmux'; readonly service: string; readonly name: string; readonly plus: boolean }
+  | { readonly kind: 'sockets'; readonly service: string; readonly sockets: InetSockets | UnixSocket }
 
-/** Where a service is found. Throws `BadField`. */
-function parsePlace(text: string, protocol: Entry['protocol'], context: Context): Place {
-  // A path may contain ":", an address never "/".
+/** Throws `BadField`. */
+function parseService(text: string, protocol: SocketProtocol, context: Context): ServiceField {
+  // A path may contain ":", and an address never contains "/".
   const [, prefix, service = ''] = /^(?:([^/]*):)?(.*)$/s.exec(text) ?? []
-  if (protocol === 'unix') {
-    // Addresses before it are "meaningless and ignored".
-    const octets = new TextEncoder().encode(service).length
-    if (service.startsWith('/') && octets <= MAX_PATH_OCTETS) return { service, addresses: [], path: service }
-    throw new BadField('service', service, `an absolute path of at most ${MAX_PATH_OCTETS} octets`)
-  }
-  const [, plus, muxName] = /^tcpmux\/(\+?)(.+)$/.exec(service) ?? []
-  if (muxName !== undefined) {
+  if (protocol === 'unix') return { kind: 'sockets', service, sockets: unixSocket(service) }
+  const [, plus, name] = /^tcpmux\/(\+?)(.+)$/.exec(service) ?? []
+  if (name !== undefined) {
     if (protocol !== 'tcp') throw new BadField('protocol', protocol, 'tcp for a service of tcpmux')
     if (prefix !== undefined)
       throw new BadField('address', prefix, 'none for a service of tcpmux: it has no socket of its own')
-    const name = muxName.toLowerCase()
-    if (name === 'help') throw new BadField('service', service, 'another name: tcpmux itself answers to help')
-    return { service, addresses: [], tcpmux: { name, plus: plus === '+' } }
+    const lowerCase = name.toLowerCase()
+    if (lowerCase === 'help')
+      throw new BadField('service', service, 'another name: tcpmux itself answers to help')
+    return { kind: 'tcpmux', service, name: lowerCase, plus: plus === '+' }
   }
-  const base = protocol.startsWith('udp') ? 'udp' : 'tcp'
-  const number = parseField('service', service, name => {
+  return { kind: 'sockets', service, sockets: inetSockets(service, prefix, protocol, context) }
+}
+
+function unixSocket(path: string): UnixSocket {
+  // inetd(8) of OpenBSD: addresses before the path are "meaningless and ignored".
+  const octets = new TextEncoder().encode(path).length
+  if (path.startsWith('/') && octets <= MAX_PATH_OCTETS) return { family: 'unix', path }
+  throw new BadField('service', path, `an absolute path of at most ${MAX_PATH_OCTETS} octets`)
+}
+
+function inetSockets(
+  service: string,
+  prefix: string | undefined,
+  protocol: SocketProtocol,
+  context: Context,
+): InetSockets {
+  const transport = protocol.startsWith('udp') ? 'udp' : 'tcp'
+  const port = parseField('service', service, name => {
     if (/^\d+$/.test(name)) return portNumber(name)
-    const found = context.lookUp(name, base)
+    const found = context.lookUp(name, transport)
     if (found !== undefined) return found
-    throw new Expected(`a port or the name of a ${base.toUpperCase()} service`)
+    throw new Expected(`a port or the name of a ${transport.toUpperCase()} service`)
   })
   const all =
-    prefix === undefined ? context.inherited.addresses : parseField('address', prefix, listenAddresses)
+    prefix === undefined ? context.defaultAddresses.addresses : parseField('address', prefix, listenAddresses)
   if (!all)
-    throw new BadField('address', '', `one here, as the default of line ${context.inherited.line} is bad`)
+    throw new BadField(
+      'address',
+      '',
+      `one here, as the default of line ${context.defaultAddresses.line} is bad`,
+    )
   const family = /^...([46])$/.exec(protocol)?.[1]
   const own = all.filter(address => !family || isIpv6(address) === (family === '6'))
   if (own.length === 0)
     throw new BadField('address', prefix ?? all.join(','), `an IPv${family} one for ${protocol}`)
-  return { service, addresses: own.map(address => ({ address, port: number })) }
+  return { family: 'inet', transport, addresses: own.map(address => ({ address, port })) }
 }
-
-/** An entry before it is known what the others have. */
-type Draft = Omit<Entry, 'key' | 'families'>
 
 /** Throws `BadField`. */
 function parseEntry(line: number, text: string, context: Context): Draft {
-  const [first, type, transport, wait, owner, path, ...args] = split(text)
-  if (first === '.include') throw new BadField('line', text, 'an entry (.include is not supported)')
+  const [serviceText, type, protocolText, waitText, owner, path, ...args] = split(text)
+  if (serviceText === '.include') throw new BadField('line', text, 'an entry (.include is not supported)')
   if (path === undefined)
     throw new BadField('line', text, 'service, socket type, protocol, wait/nowait, user and program')
   if (context.policyLine > 0)
     throw new BadField('line', text, `no IPsec policy in force, as that of line ${context.policyLine} is`)
   const socketType = parseField('socket type', type!, keyword('stream', 'dgram'))
-  const protocol = parseField('protocol', transport!, keyword(...protocols))
+  const protocol = parseField('protocol', protocolText!, keyword(...socketProtocols))
   const fitting = protocol.startsWith('udp') ? 'dgram' : 'stream'
   if (socketType !== fitting) throw new BadField('socket type', type!, `${fitting} for ${protocol}`)
-  const place = parsePlace(first!, protocol, context)
-  const limits = parseField('wait/nowait', wait!, waitAndLimit)
-  const rights = parseField('user', owner!, userAndGroup)
-  const entry = { line, socketType, protocol, ...place, ...limits, ...rights }
-  const stream = socketType === 'stream'
-  const bad = (expected: string) => new BadField('wait/nowait', wait!, expected)
-  if (place.tcpmux && limits.wait) throw bad('nowait for a service of tcpmux')
-  if (path !== 'internal' || place.tcpmux) {
-    if (!path.startsWith('/'))
-      throw new BadField('program', path, `an absolute path${place.tcpmux ? '' : ' or internal'}`)
-    if (!stream && !limits.wait) throw bad('wait (or one datagram starts the program for ever)')
-    return { ...entry, program: { kind: 'exec', path, argv: args.length > 0 ? args : [path] } }
+  const { service, ...where } = parseService(serviceText!, protocol, context)
+  const { wait, maxPerMinute } = parseField('wait/nowait', waitText!, waitAndLimit)
+  const common = { line, service, protocol, maxPerMinute, ...parseField('user', owner!, userAndGroup) }
+  const program = { path, argv: args.length > 0 ? args : [path] }
+  const mustSay = (expected: string) => new BadField('wait/nowait', waitText!, expected)
+  if (where.kind === 'tcpmux') {
+    if (wait) throw mustSay('nowait for a service of tcpmux')
+    if (!path.startsWith('/')) throw new BadField('program', path, 'an absolute path')
+    return { ...common, ...where, program }
   }
-  if (stream && limits.wait) throw bad('nowait for an internal service')
+  const { sockets } = where
+  if (path !== 'internal') {
+    if (!path.startsWith('/')) throw new BadField('program', path, 'an absolute path or internal')
+    if (fitting === 'dgram' && !wait) throw mustSay('wait (or one datagram starts the program for ever)')
+    return { ...common, kind: 'exec', sockets, wait, program }
+  }
+  if (fitting === 'stream' && wait) throw mustSay('nowait for an internal service')
   if (args.length > 1)
     throw new BadField('arguments', args.join(' '), 'at most the name of the internal service')
-  const named = args[0] === undefined || args[0] === 'internal' ? place.service : args[0]
-  const name = parseField('internal service', named, keyword(...(stream ? streamServices : datagramServices)))
-  return { ...entry, wait: false, program: { kind: 'internal', name } }
+  const written = args[0] === undefined || args[0] === 'internal' ? service : args[0]
+  const names = fitting === 'stream' ? ([...internalNames, MULTIPLEXER] as const) : internalNames
+  const name = parseField('internal service', written, keyword(...names))
+  return name === MULTIPLEXER
+    ? { ...common, kind: 'multiplexer', sockets }
+    : { ...common, kind: 'internal', name, sockets }
 }
 
-/** Each entry or `#@` line with its number; continuations are joined to it by \n. */
+/** Yields each entry or `#@` line with its number. Continuation lines are joined to it by \n. */
 function* textsOf(file: string): Generator<{ line: number; text: string }> {
   let open: { line: number; text: string } | undefined
   for (const [index, text] of file.split(/\r?\n/).entries()) {
@@ -247,26 +277,36 @@ function* textsOf(file: string): Generator<{ line: number; text: string }> {
   if (open) yield open
 }
 
-const socketOf = ({ socketType }: Draft, address: SocketAddress) =>
-  `${socketType === 'stream' ? 'tcp' : 'udp'} ${formatAddress(address)}`
+/**
+ * Names of sockets that `tcp6` and `udp6` lines ask for: a line for plain `tcp` or `udp` leaves those to
+ * them.
+ */
+const claimedBy6 = (drafts: readonly Draft[]): ReadonlySet<string> =>
+  new Set(drafts.filter(({ protocol }) => /^...6$/.test(protocol)).flatMap(socketNames))
 
-/** One name for each socket, equal for equal ones. */
-function socketsOf(entry: Draft): readonly string[] {
-  if (entry.path !== undefined) return [`unix ${entry.path}`]
-  if (entry.tcpmux) return [`tcpmux ${entry.tcpmux.name}`]
-  return entry.addresses.map(address => socketOf(entry, address))
+/** Without the addresses that belong to lines for one family, unless none would be left. */
+function withoutClaimed(draft: Draft, claimed: ReadonlySet<string>): Draft {
+  const plain = draft.protocol === 'tcp' || draft.protocol === 'udp'
+  if (!plain || draft.kind === 'tcpmux' || draft.sockets.family === 'unix') return draft
+  const { sockets } = draft
+  const left = sockets.addresses.filter(address => !claimed.has(socketName(sockets.transport, address)))
+  return left.length > 0 ? { ...draft, sockets: { ...sockets, addresses: left } } : draft
 }
 
 /**
- * inetd.conf in two lists, both in the order of lines: a bad entry is a problem, and the others work. Never throws, unless
- * `lookUp` does. `file` is only what problems call it.
+ * Parses inetd.conf into lists in the order of lines: a bad entry is a problem, and the others work. Of two
+ * entries for one socket the last is used, as on OpenBSD and GNU. Throws only what `lookUp` throws. `file` is the name that problems mention.
  */
 export function parseInetdConf(
   text: string,
   file: string,
   lookUp: LookUp,
-): { readonly entries: readonly Entry[]; readonly problems: readonly Problem[] } {
-  const context: Context = { lookUp, inherited: { line: 0, addresses: ANY }, policyLine: 0 }
+): {
+  readonly entries: readonly Entry[]
+  readonly problems: readonly Problem[]
+  readonly warnings: readonly Warning[]
+} {
+  const context: Context = { lookUp, defaultAddresses: { line: 0, addresses: WILDCARDS }, policyLine: 0 }
   const problems: Problem[] = []
   const attempt = (line: number, work: () => void) => {
     try {
@@ -278,52 +318,54 @@ export function parseInetdConf(
   }
 
   const drafts: Draft[] = []
-  for (const { line, text: written } of textsOf(text))
+  const warnings: Warning[] = []
+  for (const { line, text: written } of textsOf(text)) {
+    for (const [i, continuation] of written.split('\n').slice(1).entries())
+      if (LOOKS_LIKE_ENTRY.test(continuation)) {
+        const at = line + 1 + i
+        const message = `${file}:${at}: This line continues the entry of line ${line}, as it is indented`
+        warnings.push({ line: at, message })
+      }
     attempt(line, () => {
-      const alone = /^([^/#]*):\s*$/.exec(written)?.[1]
-      if (alone !== undefined) context.inherited = { line }
+      const addressLine = /^([^/#]*):\s*$/.exec(written)?.[1]
+      // Until its addresses turn out to be good.
+      if (addressLine !== undefined) context.defaultAddresses = { line }
       if (written.length > MAX_ENTRY_LENGTH)
         throw new BadField('line', written, `at most ${MAX_ENTRY_LENGTH} characters`)
       if (/(?![\t\n])\p{Cc}|\uFFFD/u.test(written))
         throw new BadField('line', written, 'UTF-8 text without control characters')
-      if (alone !== undefined)
-        context.inherited = { line, addresses: parseField('address', alone.trim(), listenAddresses) }
-      else if (!written.startsWith('#@')) drafts.push(parseEntry(line, written, context))
+      if (addressLine !== undefined) {
+        const addresses = parseField('address', addressLine.trim(), listenAddresses)
+        context.defaultAddresses = { line, addresses }
+      } else if (!written.startsWith('#@')) drafts.push(parseEntry(line, written, context))
       else {
-        // ipsec_set_policy(3): a policy begins with its direction. Anything else is no policy, and "#@" alone ends one.
-        context.policyLine = /^#@\s*(in|out)\b/.test(written) ? line : 0
+        // FreeBSD and NetBSD take any text for a policy; "#@" alone ends one.
+        context.policyLine = written.slice(2).trim() === '' ? 0 : line
         if (context.policyLine > 0) throw new BadField('line', written, 'no IPsec policy (not supported)')
       }
     })
+  }
 
-  const claimed = new Set(drafts.filter(({ protocol }) => /^...6$/.test(protocol)).flatMap(socketsOf))
-  const lines = new Map<string, number>()
+  const claimed = claimedBy6(drafts)
   const entries: Entry[] = []
-  for (const draft of drafts)
-    attempt(draft.line, () => {
-      const plain = draft.protocol === 'tcp' || draft.protocol === 'udp'
-      const left = draft.addresses.filter(address => !(plain && claimed.has(socketOf(draft, address))))
-      const addresses = left.length > 0 ? left : draft.addresses
-      const sockets = socketsOf({ ...draft, addresses })
-      const taken = sockets.find(socket => lines.has(socket))
-      if (taken !== undefined)
-        throw new BadField(
-          'service',
-          draft.service,
-          `another socket (${taken}: see line ${lines.get(taken)})`,
-        )
-      for (const socket of sockets) lines.set(socket, draft.line)
-      const families = [...new Set(addresses.map(({ address }) => (isIpv6(address) ? 6 : 4)))]
-      entries.push({ key: sockets.join(', '), ...draft, addresses, families })
+  const own = drafts.map(draft => withoutClaimed(draft, claimed))
+  for (const [i, { left, lost }] of leaveToLast(own).entries()) {
+    if (left) entries.push(left)
+    const { line, service } = own[i]!
+    attempt(line, () => {
+      const [first] = lost
+      if (!first) return
+      const used = own[first.to]!.line
+      throw new BadField('service', service, `another socket (${first.name}: line ${used} is used)`)
     })
-  return { entries, problems: problems.sort((a, b) => a.line - b.line) }
+  }
+  return { entries, problems: problems.sort((a, b) => a.line - b.line), warnings }
 }
 
-/** Whether a file that is read again says the same of it; where it stands does not matter. */
-export const sameEntry = (a: Entry, b: Entry): boolean =>
-  JSON.stringify({ ...a, line: 0 }) === JSON.stringify({ ...b, line: 0 })
-
-/** services(5): `name port/protocol alias… # comment`. The first line of a name is what counts; lines of another form do not. */
+/**
+ * Parses services(5): `name port/protocol alias… # comment`. The first line that has a name decides. Lines of
+ * another form are ignored.
+ */
 export function parseServices(text: string): LookUp {
   const ports = new Map<string, number>()
   for (const line of text.split('\n')) {
@@ -334,29 +376,4 @@ export function parseServices(text: string): LookUp {
         if (!ports.has(key)) ports.set(key, Number(number))
   }
   return (name, protocol) => ports.get(`${name}/${protocol}`)
-}
-
-function describePlace({ path, tcpmux, addresses, families, socketType }: Entry): string {
-  if (path !== undefined) return `unix socket ${path}`
-  if (tcpmux) return `tcpmux service ${tcpmux.name}`
-  const any = addresses.every(({ address }) => ANY.includes(address))
-  const every = families.length > 1 ? 'every address' : `every IPv${families[0]} address`
-  const where = any ? every : addresses.map(({ address }) => address).join(', ')
-  return `${socketType === 'stream' ? 'TCP' : 'UDP'} port ${addresses[0]!.port} on ${where}`
-}
-
-/** What happens where, in plain words. */
-export function describe(entry: Entry): string {
-  const { program, socketType, wait, user, group, maxPerMinute, tcpmux } = entry
-  const place = describePlace(entry)
-  if (program.kind === 'internal') return `${place}: ${program.name}, answered inside inetd without a program`
-  const who = `as ${user}${group === undefined ? '' : `:${group}`}`
-  // Services of tcpmux count for its own limit.
-  const most = maxPerMinute === Number.POSITIVE_INFINITY || tcpmux ? '' : `, at most ${maxPerMinute} a minute`
-  const what = !wait
-    ? `a new ${program.path} for each connection${tcpmux?.plus ? `, after a "+" from inetd` : ''}`
-    : socketType === 'dgram'
-      ? `${program.path} gets the socket while a datagram waits, one at a time`
-      : `${program.path} gets the listening socket and accepts by itself, one at a time`
-  return `${place}: ${what}, ${who}${most}`
 }

@@ -1,7 +1,7 @@
 /**
- * The program between inetd and a server where Node's spawn does not suffice: it takes on a user with supplementary groups
- * (spawn's uid and gid drop them), or reads which service a client of tcpmux wants (RFC 1078), and then *becomes* the
- * server, with descriptors 0, 1 and 2 as they are.
+ * The program between inetd and a server where Node's spawn does not suffice: it takes on a user with
+ * supplementary groups (spawn's uid and gid drop them), or reads which service a client of tcpmux wants (RFC
+ * 1078). Then it *becomes* the server, with descriptors 0, 1 and 2 as they are.
  */
 import { readSync, writeSync } from 'node:fs'
 import type { Account } from './users.ts'
@@ -10,52 +10,68 @@ export interface ExecOrders {
   readonly path: string
   /** From argv[0] on. */
   readonly argv: readonly string[]
-  /** Undefined: as whoever runs inetd. */
+  /** Undefined for the user of inetd. */
   readonly account: Account | undefined
   readonly env: NodeJS.ProcessEnv
 }
 
+/** The report, as JSON. */
+export interface Failure {
+  readonly program: string
+  readonly code: string | undefined
+  readonly message: string
+}
+
 export interface MuxService extends Omit<ExecOrders, 'env'> {
-  /** In lower case: RFC 1078 does not tell cases apart. */
+  /** In lower case: RFC 1078 ignores case. */
   readonly name: string
-  /** inetd says "+" for the server. */
+  /** The shim sends the "+" reply for the server. */
   readonly plus: boolean
 }
 
 export interface MuxOrders {
   readonly services: readonly MuxService[]
   readonly env: NodeJS.ProcessEnv
+  /** How long the client may take for the name of the service. */
+  readonly nameTimeoutMs?: number
 }
 
+/** What the types of `process` lack. */
 interface Groups {
   /** initgroups(3). */
   initgroups(user: string, extraGroup: number): void
 }
 
-/** The variable with the orders, as JSON: arguments could be read by everybody. */
+/** The variable that holds the orders as JSON: everybody could read arguments. */
 export const ORDERS = 'ROUNDELAY_EXEC_ORDERS'
-/** The exit code where the server cannot be run, as a shell's. */
+/** The descriptor for a report of why the server cannot be run. Node makes it close-on-exec when it starts. */
+export const REPORT = 3
+/** The exit code if the server cannot be run, as in a shell. */
 export const CANNOT_RUN = 127
 
 const MAX_NAME_OCTETS = 255
-/** For the whole line: an octet now and then does not hold a place for ever. */
+/** For the whole line: a client that sends an octet now and then does not keep its place for ever. */
 const NAME_TIMEOUT_MS = 10_000
 const CLIENT = 0
 
-/** Does not return, unless the server cannot be run. */
+/** Returns only if the server cannot be run. */
 function become({ path, argv, account, env }: ExecOrders): void {
   try {
     if (account) {
-      // Its types lack it.
       ;(process as unknown as Groups).initgroups(account.name, account.gid)
       process.setgid?.(account.gid)
       process.setuid?.(account.uid)
     }
-    // Node ignores these two, and what is ignored stays so; what is handled becomes the default again: execve(2).
+    // Node ignores these two signals. An ignored signal stays ignored across execve(2), a handled one gets
+    // its default.
     process.on('SIGPIPE', () => {}).on('SIGXFSZ', () => {})
     process.execve?.(path, argv, env)
-  } catch {
+  } catch (error) {
     process.exitCode = CANNOT_RUN
+    const { code, syscall, message } = error as NodeJS.ErrnoException
+    // The system call tells a missing right (initgroups) from a program that cannot be run (execve).
+    const failure: Failure = { program: path, code, message: `${syscall}: ${message}` }
+    writeSync(REPORT, JSON.stringify(failure))
   }
 }
 
@@ -63,17 +79,20 @@ function readOctet(octet: Buffer): boolean {
   try {
     return readSync(CLIENT, octet) === 1
   } catch {
-    // Too late (EAGAIN), or reset.
+    // The client is too slow (EAGAIN), or has reset the connection.
     return false
   }
 }
 
-/** The client's first line, read octet by octet: what follows it is the server's. Undefined when there is none. */
-function readName(): string | undefined {
+/**
+ * Reads the client's first line octet by octet, since what follows it is for the server. Undefined if there
+ * is none.
+ */
+function readName(timeoutMs: number): string | undefined {
   const octet = Buffer.alloc(1)
-  const late = performance.now() + NAME_TIMEOUT_MS
+  const deadline = performance.now() + timeoutMs
   let line = ''
-  while (line.length <= MAX_NAME_OCTETS && performance.now() < late) {
+  while (line.length <= MAX_NAME_OCTETS && performance.now() < deadline) {
     if (!readOctet(octet)) return undefined
     if (octet[0] === 0x0a) return line.replace(/\r$/, '').toLowerCase()
     line += octet.toString('latin1')
@@ -81,14 +100,15 @@ function readName(): string | undefined {
   return undefined
 }
 
-async function multiplex({ services, env }: MuxOrders): Promise<void> {
-  // Whoever says nothing must not hold a place for ever; the server then finds the socket as it was.
+async function multiplex({ services, env, nameTimeoutMs = NAME_TIMEOUT_MS }: MuxOrders): Promise<void> {
   const { giveUpAfter } = await import('../sys/sockets.ts')
   const { setBlocking } = await import('../sys/libc.ts')
-  // Loading them opens Node's standard streams, which makes them non-blocking.
+  // Loading these files opens Node's standard streams, which makes descriptors 0 to 2 non-blocking.
   setBlocking(CLIENT)
-  giveUpAfter(CLIENT, NAME_TIMEOUT_MS)
-  const name = readName()
+  // A silent client must not keep its place for ever.
+  giveUpAfter(CLIENT, nameTimeoutMs)
+  const name = readName(nameTimeoutMs)
+  // The server gets the socket as it was.
   giveUpAfter(CLIENT, 0)
   if (name === undefined) return
   if (name === 'help') {
@@ -105,7 +125,8 @@ async function multiplex({ services, env }: MuxOrders): Promise<void> {
 }
 
 if (import.meta.main) {
-  // Standard error is the client's, who is not to read that execve is experimental.
+  // Standard error is the connection, and the client must not read Node's warning that execve is
+  // experimental.
   process.removeAllListeners('warning')
   const orders: ExecOrders | MuxOrders = JSON.parse(process.env[ORDERS] ?? '')
   if ('services' in orders) await multiplex(orders)

@@ -1,57 +1,119 @@
 /**
- * One service of inetd and its sockets: listens, hands clients or the sockets themselves to programs that inetd.ts starts,
- * and is switched off when it loops. What it started outlives it.
+ * One service of inetd and its sockets: listens, passes clients or the sockets themselves to programs, and is
+ * switched off when it starts programs too often. Programs that it started outlive it.
  */
 import { lstatSync, unlinkSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
 import type { SocketAddress } from '../address.ts'
-import type { Service } from '../lifecycle.ts'
+import type { Clock } from '../clock.ts'
 import { retryWithoutIpv6 } from '../net/bind.ts'
-import { type Listener, pausable } from '../net/listeners.ts'
+import { pausable } from '../net/listeners.ts'
+import type { Protocol } from '../protocols.ts'
+import { type Say, sparingly } from '../say.ts'
 import { eventLoop } from '../servers/event-loop.ts'
 import { close } from '../sys/libc.ts'
 import { bindUdp, listenTcp, listenUnix } from '../sys/sockets.ts'
-import { type Entry, sameEntry } from './conf.ts'
-import type { ExecOrders } from './exec.ts'
-import type { Configured, Inetd, ServiceRow } from './inetd.ts'
+import type { Watcher } from '../sys/watcher.ts'
+import {
+  type Entry,
+  type ExecEntry,
+  type InetSockets,
+  type InternalEntry,
+  type InternalName,
+  labelOf,
+  type MultiplexerEntry,
+  sameEntry,
+} from './entry.ts'
+import type { MuxService } from './exec.ts'
+import type { ProgramEvents, Programs } from './programs.ts'
+import type { Account } from './users.ts'
+
+/** An entry that can be run. */
+export interface Configured {
+  readonly entry: Entry
+  /** Its file and line, for the log. */
+  readonly at: string
+  /**
+   * Whom the program runs as; undefined for the user of inetd. It is asked for each program, since accounts
+   * change. Throws an Error if the user does not exist.
+   */
+  account(): Account | undefined
+}
+
+/** What all services share. */
+export interface ServiceContext {
+  readonly programs: Pick<Programs, 'full' | 'admit' | 'start' | 'startMultiplexer'>
+  readonly watcher: Pick<Watcher, 'watch' | 'forget'>
+  readonly clock: Clock
+  readonly say: Say
+  readonly protocol: (name: InternalName) => Protocol
+  /** Limits of connections to an internal service. */
+  readonly idleMs: number
+  readonly maxConnections: () => number
+  /** UDP ports whose datagrams no internal service answers. */
+  readonly blockedPorts: ReadonlySet<number>
+  /** What clients of tcpmux may ask for at this moment. */
+  readonly tcpmuxServices: () => readonly MuxService[]
+}
+
+/** One line of the table of services. Counts are since start. */
+export interface ServiceRow {
+  /** As in `echo/tcp`. */
+  readonly service: string
+  readonly sockets: string
+  /** `waiting` for its program to end; `off` until it is tried again. */
+  readonly state: 'listening' | 'waiting' | 'off'
+  readonly started: number
+  readonly running: number
+  readonly refused: number
+  readonly failed: number
+}
+
+/** A socket of the service, or all sockets of an internal one. */
+interface OpenSocket {
+  /** Whether a program has it, or is about to get it. */
+  readonly taken: boolean
+  /** Pauses while there is no room for another program: clients then wait in the kernel's queue. */
+  pause(): void
+  resume(): void
+  /** Stops listening before it returns. Connections to an internal service are cut when `deadline` aborts. */
+  close(deadline: AbortSignal): Promise<void>
+}
 
 const MINUTE_MS = 60_000
 /** inetd(8): after "server failing (looping)". */
 const OFF_MS = 10 * MINUTE_MS
-/** After a socket that cannot be had: a program of an earlier inetd, or of an earlier entry, may hold it. */
+/**
+ * After a failure to bind: a program of an earlier inetd, or of an earlier entry, may still have the socket.
+ */
 const BIND_RETRY_MS = 10_000
 const SPAWN_RETRY_MS = 1000
 const RECEIVE_BUFFER_OCTETS = 256 * 1024
 
-/** A socket that is given to one program at a time. */
-interface Handed {
-  readonly fd: number
-  readonly address: SocketAddress | undefined
-  busy: boolean
-}
-
 export class RunningService {
-  readonly #inetd: Inetd
   configured: Configured
+  /** Resolves when the last attempt to open the sockets has ended. */
+  opening: Promise<void> = Promise.resolve()
+  readonly #context: ServiceContext
   #state: 'opening' | 'listening' | 'off' | 'closed' = 'off'
-  #internal: Service | undefined
-  #listeners: Listener[] = []
-  /** Of services that wait. */
-  #handed: Handed[] = []
+  #sockets: OpenSocket[] = []
+  /** When programs were started in the last minute. */
   #starts: number[] = []
   #cancelRetry = () => {}
-  /** Resolves when the last attempt is over. */
-  opening: Promise<void> = Promise.resolve()
+  readonly #sayCannotRun: (details: object) => void
   readonly #counts = { started: 0, running: 0, refused: 0, failed: 0 }
 
-  constructor(inetd: Inetd, configured: Configured) {
-    this.#inetd = inetd
+  constructor(configured: Configured, context: ServiceContext) {
     this.configured = configured
+    this.#context = context
+    // For each service on its own: one that fails often must not hide the others.
+    this.#sayCannotRun = sparingly(details =>
+      context.say('error', `${this.#label}: cannot start a program`, details),
+    )
   }
 
   get #label(): string {
-    const { service, protocol } = this.configured.entry
-    return `${service}/${protocol}`
+    return labelOf(this.configured.entry)
   }
 
   get off(): boolean {
@@ -63,156 +125,237 @@ export class RunningService {
   }
 
   row(): ServiceRow {
-    const busy = this.#handed.some(({ busy }) => busy)
-    const state = this.#state === 'listening' ? (busy ? 'waiting' : 'listening') : 'off'
+    const waiting = this.#sockets.some(({ taken }) => taken)
+    const state = this.#state === 'listening' ? (waiting ? 'waiting' : 'listening') : 'off'
     return { service: this.#label, sockets: this.configured.entry.key, state, ...this.#counts }
   }
 
-  /** Whether its sockets will do for another entry with the same key. */
-  canBecome({ entry }: Configured): boolean {
+  /** Whether the open sockets fit another entry with the same key. */
+  canBecome(next: Entry): boolean {
     const now = this.configured.entry
-    if (sameEntry(now, entry)) return true
-    const programs = now.program.kind === 'exec' && entry.program.kind === 'exec'
-    return programs && now.wait === entry.wait && now.socketType === entry.socketType
+    if (sameEntry(now, next)) return true
+    if (now.kind === 'tcpmux') return next.kind === 'tcpmux'
+    return now.kind === 'exec' && next.kind === 'exec' && now.wait === next.wait
   }
 
-  /** Never rejects: what cannot be had is said, and tried again after a while. */
+  /** Never rejects: a socket that cannot be opened is logged and retried. */
   open(again = false): Promise<void> {
     this.opening = this.#tryToOpen(again)
     return this.opening
   }
 
   async #tryToOpen(again: boolean): Promise<void> {
+    const { say, programs } = this.#context
     this.#cancelRetry()
     this.#state = 'opening'
     try {
-      await retryWithoutIpv6(this.configured.entry.addresses, addresses => this.#open(addresses))
+      await this.#openSockets()
       if (this.#closed) return
       this.#state = 'listening'
-      if (again) this.#inetd.options.say('info', `${this.#label}: listening again`, {})
-      if (this.#inetd.full) this.pause()
+      if (again) say('info', `${this.#label}: listening again`, {})
+      if (programs.full) this.pause()
     } catch (err) {
       if (this.#closed) return
-      const { say } = this.#inetd.options
       if (!again) say('error', `${this.#label}: cannot listen, trying again every 10 seconds`, { err })
       await this.#switchOff(BIND_RETRY_MS)
     } finally {
-      // Removed meanwhile.
+      // The service was removed in the meantime.
       if (this.#closed) await this.#closeSockets(AbortSignal.abort())
     }
   }
 
-  async #open(addresses: readonly SocketAddress[]): Promise<void> {
-    // Those of a try that failed.
-    await this.#closeSockets(AbortSignal.abort())
+  async #openSockets(): Promise<void> {
     const { entry } = this.configured
-    const { program } = entry
-    if (entry.tcpmux) return
-    if (program.kind === 'internal' && program.name !== 'tcpmux') {
-      const protocol = this.#inetd.options.protocols.find(({ name }) => name === program.name)
-      if (!protocol) throw new Error(`there is no internal service "${program.name}"`)
-      const transports = [entry.socketType === 'stream' ? 'tcp' : 'udp'] as const
-      const { options, udpPorts, descriptorShare } = this.#inetd
-      this.#internal = await eventLoop(protocol, {
-        listen: addresses,
-        transports,
-        alsoBlocked: udpPorts,
-        idleMs: options.idleMs,
-        maxConnections: Math.min(options.maxConnections, descriptorShare),
-        say: (level, message, details) => options.say(level, `${this.#label}: ${message}`, details),
-      })
-      return
-    }
-    if (entry.path !== undefined) removeSocket(entry.path)
-    const places = entry.path === undefined ? addresses : [undefined]
-    for (const place of places) {
-      // Each is ours before the next is tried, so that none is left behind when that fails.
-      const { fd, address } = place ? this.#bind(place) : this.#bindUnix(entry.path ?? '')
-      if (entry.wait) {
-        const handed = { fd, address, busy: false }
-        this.#handed.push(handed)
-        this.#watch(handed)
-      } else {
-        const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, socket =>
-          this.#arrived(socket),
-        )
-        this.#listeners.push(await pausable(fd, server))
-      }
-    }
-  }
-
-  #bind(wanted: SocketAddress) {
-    const { socketType, wait } = this.configured.entry
-    return socketType === 'dgram' ? bindUdp(wanted, RECEIVE_BUFFER_OCTETS) : listenTcp(wanted, wait)
-  }
-
-  #bindUnix(path: string) {
-    // As OpenBSD and Debian have it: who may connect is a matter of the folder.
-    const before = process.umask(0o111)
-    try {
-      return { fd: listenUnix(path, this.configured.entry.wait), address: undefined }
-    } finally {
-      process.umask(before)
-    }
-  }
-
-  /** The kernel has something for the program: it finds it still there. */
-  #watch(handed: Handed): void {
-    this.#inetd.watcher.watch(handed.fd, () => {
-      // Watched again by `resume`.
-      if (this.#inetd.full) return
-      if (!this.#mayStart()) return
-      const { address } = handed
-      const orders = this.#orders(environment(this.configured.entry, address))
-      const again = () => {
-        handed.busy = false
-        if (this.#handed.includes(handed)) this.#watch(handed)
-      }
-      const ended = (failure: string | undefined) => {
-        this.#ended(failure)
-        again()
-      }
-      // A program that is missing is tried until it is switched off for looping: its clients must not wait for ever.
-      const refused = (shortage: boolean) =>
-        shortage ? this.#inetd.options.clock.after(SPAWN_RETRY_MS, again) : again()
-      // Until one of the two is called, nobody else may watch it.
-      handed.busy = true
-      if (this.#inetd.start(orders, handed.fd, undefined, { ended, refused })) this.#begun()
+    if (entry.kind === 'tcpmux') return
+    const { sockets } = entry
+    if (sockets.family === 'unix') return this.#openUnix(entry, sockets.path)
+    await retryWithoutIpv6(sockets.addresses, async addresses => {
+      // Those of an attempt that failed.
+      await this.#closeSockets(AbortSignal.abort())
+      if (entry.kind === 'internal') this.#sockets.push(await this.#openInternal(entry, sockets, addresses))
+      // Each is recorded before the next is opened, so that none is left behind when that fails.
+      else for (const address of addresses) this.#sockets.push(await this.#openInet(entry, sockets, address))
     })
   }
 
-  /** A client of a service that does not wait. */
-  #arrived(client: Socket): void {
+  async #openInternal(
+    entry: InternalEntry,
+    { transport }: InetSockets,
+    listen: readonly SocketAddress[],
+  ): Promise<OpenSocket> {
+    const { protocol, idleMs, maxConnections, blockedPorts, say } = this.#context
+    const server = await eventLoop(protocol(entry.name), {
+      listen,
+      transports: [transport],
+      alsoBlocked: blockedPorts,
+      idleMs,
+      maxConnections: maxConnections(),
+      say: (level, message, details) => say(level, `${this.#label}: ${message}`, details),
+    })
+    return { taken: false, pause() {}, resume() {}, close: deadline => server.close(deadline) }
+  }
+
+  #openInet(
+    entry: ExecEntry | MultiplexerEntry,
+    { transport }: InetSockets,
+    wanted: SocketAddress,
+  ): OpenSocket | Promise<OpenSocket> {
+    const wait = entry.kind === 'exec' && entry.wait
+    const { fd, address } =
+      transport === 'udp' ? bindUdp(wanted, RECEIVE_BUFFER_OCTETS) : listenTcp(wanted, wait)
+    return wait ? this.#passToPrograms(fd, address) : this.#acceptFrom(fd)
+  }
+
+  async #openUnix(entry: Entry, path: string): Promise<void> {
+    if (entry.kind === 'internal') throw new Error('an internal service cannot have a unix socket')
+    await this.#closeSockets(AbortSignal.abort())
+    removeSocket(path)
+    const wait = entry.kind === 'exec' && entry.wait
+    // As on OpenBSD and Debian, everybody may connect who may enter the folder.
+    const fd = withUmask(0o111, () => listenUnix(path, wait))
+    const socket = wait ? this.#passToPrograms(fd, undefined) : await this.#acceptFrom(fd)
+    this.#sockets.push({
+      get taken() {
+        return socket.taken
+      },
+      pause: socket.pause,
+      resume: socket.resume,
+      close(deadline) {
+        const closed = socket.close(deadline)
+        removeSocket(path)
+        return closed
+      },
+    })
+  }
+
+  /** For `nowait`: accepts clients and starts a program for each. Owns the descriptor. */
+  async #acceptFrom(fd: number): Promise<OpenSocket> {
+    const options = { allowHalfOpen: true, pauseOnConnect: true }
+    const listener = await pausable(
+      fd,
+      createServer(options, client => this.#accepted(client)),
+    )
+    const close = async () => listener.close()
+    return { taken: false, pause: listener.pause, resume: listener.resume, close }
+  }
+
+  /** For `wait`: gives the socket itself to one program after the other. Owns the descriptor. */
+  #passToPrograms(fd: number, address: SocketAddress | undefined): OpenSocket {
+    const { watcher, programs, clock } = this.#context
+    let taken = false
+    let closed = false
+    const watch = () => watcher.watch(fd, readable)
+    const returned = () => {
+      taken = false
+      if (!closed) watch()
+    }
+    const readable = () => {
+      const { entry } = this.configured
+      // If there is no room, `resume` watches it again.
+      if (programs.full || entry.kind !== 'exec' || !this.#mayStart()) return
+      // It must not be watched until the program has ended, or could not be started.
+      taken = true
+      const notStarted = (transient: boolean) =>
+        transient ? clock.after(SPAWN_RETRY_MS, returned) : returned()
+      const started = this.#startProgram(entry, environment(entry, address), fd, undefined, {
+        ended: failure => {
+          this.#ended(failure)
+          returned()
+        },
+        // A program that cannot be run is tried until the service is switched off: its clients must not wait
+        // for ever.
+        notStarted,
+      })
+      if (started) this.#started()
+    }
+    watch()
+    return {
+      get taken() {
+        return taken
+      },
+      pause: () => watcher.forget(fd),
+      resume: () => {
+        if (!taken) watch()
+      },
+      async close() {
+        closed = true
+        watcher.forget(fd)
+        close(fd)
+      },
+    }
+  }
+
+  #accepted(client: Socket): void {
     client.on('error', () => client.destroy())
+    const { entry } = this.configured
     const ip = client.remoteAddress
-    // It has left already, and would not count for its address.
-    if (ip === undefined && this.configured.entry.path === undefined) return void client.destroy()
-    const admitted = this.#inetd.admit(ip) && this.#mayStart() && this.#serve(client, ip)
-    if (!admitted) this.#counts.refused++
+    // It has gone already, and would not count for its address.
+    const gone = ip === undefined && entry.kind !== 'tcpmux' && entry.sockets.family === 'inet'
+    if (gone) return void client.destroy()
+    const started = this.#context.programs.admit(ip) && this.#mayStart() && this.#serve(client, ip)
+    if (started) this.#started()
+    else this.#counts.refused++
     // The program has descriptors of its own.
     client.destroy()
   }
 
+  /** Starts the program for a client. */
   #serve(client: Socket, ip: string | undefined): boolean {
+    const { programs, tcpmuxServices } = this.#context
     const { entry } = this.configured
     const local = client.localAddress === undefined ? undefined : localEnd(client)
     const env = environment(entry, local, local && remoteEnd(client))
-    const ended = (failure: string | undefined) => this.#ended(failure)
-    const started =
-      entry.program.kind === 'internal'
-        ? this.#inetd.startMux(client, env, ip, { ended })
-        : this.#inetd.start(this.#orders(env), client, ip, { ended })
-    if (started) this.#begun()
-    return started
+    const events: ProgramEvents = {
+      ended: failure => this.#ended(failure),
+      cannotRun: (program, err) => this.#cannotRun(program, err),
+    }
+    switch (entry.kind) {
+      case 'exec':
+        return this.#startProgram(entry, env, client, ip, events)
+      case 'multiplexer':
+        return programs.startMultiplexer({ services: tcpmuxServices(), env }, client, ip, events)
+      default:
+        return false
+    }
   }
 
-  #orders(env: NodeJS.ProcessEnv): ExecOrders {
+  #startProgram(
+    { program }: ExecEntry,
+    env: NodeJS.ProcessEnv,
+    stdio: Socket | number,
+    ip: string | undefined,
+    events: ProgramEvents,
+  ): boolean {
+    const cannotRun = (path: string, err: Error) => this.#cannotRun(path, err)
+    try {
+      const orders = { ...program, account: this.configured.account(), env }
+      return this.#context.programs.start(orders, stdio, ip, { ...events, cannotRun })
+    } catch (err) {
+      // The user is gone.
+      cannotRun(program.path, err as Error)
+      if (events.notStarted) setImmediate(events.notStarted, false)
+      return false
+    }
+  }
+
+  /** What the multiplexer may start for a client; undefined if this is no service of it, or its user is gone. */
+  tcpmuxService(): MuxService | undefined {
     const { entry, account } = this.configured
-    if (entry.program.kind !== 'exec') throw new Error(`${this.#label} has no program`)
-    return { path: entry.program.path, argv: entry.program.argv, account, env }
+    if (entry.kind !== 'tcpmux') return undefined
+    const { name, plus, program } = entry
+    try {
+      return { name, plus, ...program, account: account() }
+    } catch (err) {
+      this.#cannotRun(program.path, err as Error)
+      return undefined
+    }
   }
 
-  #begun(): void {
+  #cannotRun(program: string, err: Error): void {
+    this.#sayCannotRun({ at: this.configured.at, program, err })
+  }
+
+  #started(): void {
     this.#counts.started++
     this.#counts.running++
   }
@@ -222,9 +365,12 @@ export class RunningService {
     if (failure) this.#counts.failed++
   }
 
-  /** inetd(8): a service that is started too often in a minute is switched off for a while. */
+  /**
+   * Whether the limit of starts a minute allows another one. If not, the service is switched off, as inetd(8)
+   * has it.
+   */
   #mayStart(): boolean {
-    const { clock, say } = this.#inetd.options
+    const { clock, say } = this.#context
     const { maxPerMinute } = this.configured.entry
     if (maxPerMinute === Infinity) return true
     const now = clock.now()
@@ -235,7 +381,7 @@ export class RunningService {
     }
     const details = { maxPerMinute, offSeconds: OFF_MS / 1000 }
     say('error', `${this.#label} server failing (looping), service terminated`, details)
-    this.#switchOff(OFF_MS)
+    void this.#switchOff(OFF_MS)
     return false
   }
 
@@ -243,21 +389,21 @@ export class RunningService {
     this.#starts = []
     this.#state = 'off'
     this.#cancelRetry()
-    this.#cancelRetry = this.#inetd.options.clock.after(ms, () => void this.open(true))
+    this.#cancelRetry = this.#context.clock.after(ms, () => void this.open(true))
     await this.#closeSockets(AbortSignal.abort())
   }
 
-  /** There is no room for another program. */
   pause(): void {
-    for (const listener of this.#listeners) listener.pause()
-    for (const { fd } of this.#handed) this.#inetd.watcher.forget(fd)
+    for (const socket of this.#sockets) socket.pause()
   }
 
   resume(): void {
-    for (const listener of this.#listeners) listener.resume()
-    for (const handed of this.#handed) if (!handed.busy) this.#watch(handed)
+    for (const socket of this.#sockets) socket.resume()
   }
 
+  /**
+   * Its sockets are closed when this returns; resolves when connections to an internal service have ended.
+   */
   async close(deadline: AbortSignal): Promise<void> {
     this.#state = 'closed'
     this.#cancelRetry()
@@ -265,36 +411,39 @@ export class RunningService {
   }
 
   async #closeSockets(deadline: AbortSignal): Promise<void> {
-    const { path } = this.configured.entry
-    for (const listener of this.#listeners) listener.close()
-    for (const { fd } of this.#handed) {
-      this.#inetd.watcher.forget(fd)
-      close(fd)
-    }
-    if (path !== undefined && this.#listeners.length + this.#handed.length > 0) removeSocket(path)
-    this.#listeners = []
-    this.#handed = []
-    const internal = this.#internal
-    this.#internal = undefined
-    await internal?.close(deadline)
+    const sockets = this.#sockets
+    this.#sockets = []
+    await Promise.all(sockets.map(socket => socket.close(deadline)))
   }
 }
 
-/** What an earlier inetd left behind, and nothing that is not a socket. */
+/** Removes the socket that an earlier inetd left, and no file of another kind. */
 function removeSocket(path: string): void {
   if (lstatSync(path, { throwIfNoEntry: false })?.isSocket()) unlinkSync(path)
 }
 
-const localEnd = ({ localAddress = '', localPort = 0 }: Socket) => ({
+function withUmask<T>(mask: number, work: () => T): T {
+  const before = process.umask(mask)
+  try {
+    return work()
+  } finally {
+    process.umask(before)
+  }
+}
+
+const localEnd = ({ localAddress = '', localPort = 0 }: Socket): SocketAddress => ({
   address: localAddress,
   port: localPort,
 })
-const remoteEnd = ({ remoteAddress = '', remotePort = 0 }: Socket) => ({
+const remoteEnd = ({ remoteAddress = '', remotePort = 0 }: Socket): SocketAddress => ({
   address: remoteAddress,
   port: remotePort,
 })
 
-/** What tcpserver and s6-tcpserver tell their programs (UCSPI). Our own variables are not theirs. */
+/**
+ * The variables that tcpserver and s6-tcpserver set for their programs (UCSPI). Programs do not get our own
+ * variables.
+ */
 function environment(
   entry: Entry,
   local: SocketAddress | undefined,
@@ -303,7 +452,7 @@ function environment(
   const inherited = Object.entries(process.env).filter(
     ([name]) => !/^(ROUNDELAY_|(TCP|UDP)(LOCAL|REMOTE)(IP|PORT)$)/.test(name),
   )
-  const proto = entry.path !== undefined ? 'UNIX' : entry.socketType === 'stream' ? 'TCP' : 'UDP'
+  const proto = entry.protocol === 'unix' ? 'UNIX' : entry.protocol.startsWith('udp') ? 'UDP' : 'TCP'
   return {
     ...Object.fromEntries(inherited),
     PROTO: proto,

@@ -1,7 +1,8 @@
 /**
- * Starts a program by posix_spawn(3), which borrows the parent's memory until the program begins: Node's own spawn first
- * copies the page tables of a process of 80 MB. Node waits only for children that it made itself, so the end of these
- * is noticed through a pidfd, which becomes readable then: pidfd_open(2), since Linux 5.3.
+ * Starts programs by posix_spawn(3), which shares the parent's memory until the program begins: Node's own
+ * spawn first copies the page tables of a process of 80 MB. Node only waits for children that it started
+ * itself, so the end of these is noticed through a pidfd, which becomes readable then: pidfd_open(2), since
+ * Linux 5.3.
  */
 import { constants } from 'node:os'
 import { headers } from './layouts.ts'
@@ -26,74 +27,80 @@ const prototypes = {
   syscall: 'int64_t syscall(int64_t number, ...)',
 } as const
 
-const calls = lazily(prototypes)
-
-/** A session of its own, every signal as a program expects it (Node ignores SIGPIPE), none blocked. */
-function makeAttributes(): Buffer {
-  const { POSIX_SPAWN_SETSID, POSIX_SPAWN_SETSIGDEF, POSIX_SPAWN_SETSIGMASK } = headers
-  const flags = POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK
-  const made = Buffer.alloc(OPAQUE_OCTETS)
-  calls().posix_spawnattr_init(made)
-  calls().posix_spawnattr_setflags(made, flags)
-  calls().posix_spawnattr_setsigdefault(made, Buffer.alloc(SIGSET_OCTETS, 0xff))
-  calls().posix_spawnattr_setsigmask(made, Buffer.alloc(SIGSET_OCTETS))
-  return made
-}
-
-let attributes: Buffer | undefined
+type Calls = ReturnType<ReturnType<typeof lazily<keyof typeof prototypes>>>
 
 export interface Started {
   readonly pid: number
-  /** Readable when the program has ended; -1 where there are no descriptors left. */
+  /** Readable when the program has ended; -1 if there were no descriptors left. The caller closes it. */
   readonly pidfd: number
 }
 
-/**
- * `path` with `fd` as its descriptors 0, 1 and 2, and no other that is close-on-exec. Throws Node's kind of Error (`code`,
- * `syscall`) when it cannot be run.
- */
-export function spawnOn(
-  fd: number,
-  path: string,
-  argv: readonly string[],
-  env: Readonly<NodeJS.ProcessEnv>,
-): Started {
-  attributes ??= makeAttributes()
-  const actions = Buffer.alloc(OPAQUE_OCTETS)
-  const pid = new Int32Array(1)
-  const variables = Object.entries(env).map(([name, value]) => `${name}=${value}`)
-  calls().posix_spawn_file_actions_init(actions)
-  try {
-    for (const to of [0, 1, 2]) calls().posix_spawn_file_actions_adddup2(actions, fd, to)
-    // Unlike other calls it returns the errno itself.
-    check(
-      -calls().posix_spawn(pid, path, actions, attributes, [...argv, null], [...variables, null]),
-      'posix_spawn',
-    )
-  } finally {
-    calls().posix_spawn_file_actions_destroy(actions)
-  }
-  return { pid: pid[0]!, pidfd: pidfdOpen(pid[0]!) }
+export interface ExitStatus {
+  readonly code: number | null
+  /** The name of the signal that ended the program. */
+  readonly signal: string | null
 }
 
-/** How a program has ended; undefined while it runs. Asked once its pidfd is readable: until then it is a zombie. */
-export function ended({
-  pid,
-}: Started): { readonly code: number | null; readonly signal: string | null } | undefined {
-  const status = new Int32Array(1)
-  if (calls().waitpid(pid, status, headers.WNOHANG) !== pid) return undefined
-  // WIFEXITED, WEXITSTATUS and WTERMSIG of <sys/wait.h>.
-  const number = status[0]! & 0x7f
-  if (number === 0) return { code: (status[0]! >> 8) & 0xff, signal: null }
+export interface Spawner {
+  /**
+   * Starts `path` with `fd` as its descriptors 0, 1 and 2, and without any other that is close-on-exec. It
+   * gets a session of its own. Throws Node's kind of Error (`code`, `syscall`) if the program cannot be run.
+   */
+  spawn(fd: number, path: string, argv: readonly string[], env: Readonly<NodeJS.ProcessEnv>): Started
+  /** How a program has ended; undefined while it runs. The program remains a zombie until this is asked. */
+  exitStatus(program: Started): ExitStatus | undefined
+}
+
+/** Undefined on a kernel without pidfds. */
+export function createSpawner(): Spawner | undefined {
+  const calls = lazily(prototypes)()
+  const pidfdOpen = (pid: number): number =>
+    Number(calls.syscall(headers.SYS_pidfd_open, 'int', pid, 'int', 0))
+  const own = pidfdOpen(process.pid)
+  if (own < 0) return undefined
+  close(own)
+  const attributes = createAttributes(calls)
+  return {
+    spawn(fd, path, argv, env) {
+      const actions = Buffer.alloc(OPAQUE_OCTETS)
+      const pid = new Int32Array(1)
+      const variables = Object.entries(env).map(([name, value]) => `${name}=${value}`)
+      calls.posix_spawn_file_actions_init(actions)
+      try {
+        for (const to of [0, 1, 2]) calls.posix_spawn_file_actions_adddup2(actions, fd, to)
+        // Unlike other calls it returns the errno itself.
+        check(
+          -calls.posix_spawn(pid, path, actions, attributes, [...argv, null], [...variables, null]),
+          'posix_spawn',
+        )
+      } finally {
+        calls.posix_spawn_file_actions_destroy(actions)
+      }
+      return { pid: pid[0]!, pidfd: pidfdOpen(pid[0]!) }
+    },
+    exitStatus({ pid }) {
+      const status = new Int32Array(1)
+      return calls.waitpid(pid, status, headers.WNOHANG) === pid ? decodeStatus(status[0]!) : undefined
+    },
+  }
+}
+
+/** A session of its own, and every signal as a program expects it (Node ignores SIGPIPE), none blocked. */
+function createAttributes(calls: Calls): Buffer {
+  const { POSIX_SPAWN_SETSID, POSIX_SPAWN_SETSIGDEF, POSIX_SPAWN_SETSIGMASK } = headers
+  const flags = POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK
+  const attributes = Buffer.alloc(OPAQUE_OCTETS)
+  calls.posix_spawnattr_init(attributes)
+  calls.posix_spawnattr_setflags(attributes, flags)
+  calls.posix_spawnattr_setsigdefault(attributes, Buffer.alloc(SIGSET_OCTETS, 0xff))
+  calls.posix_spawnattr_setsigmask(attributes, Buffer.alloc(SIGSET_OCTETS))
+  return attributes
+}
+
+/** WIFEXITED, WEXITSTATUS and WTERMSIG of <sys/wait.h>. */
+function decodeStatus(status: number): ExitStatus {
+  const number = status & 0x7f
+  if (number === 0) return { code: (status >> 8) & 0xff, signal: null }
   const signal = Object.entries(constants.signals).find(([, value]) => value === number)?.[0]
   return { code: null, signal: signal ?? `signal ${number}` }
-}
-
-const pidfdOpen = (pid: number): number =>
-  Number(calls().syscall(headers.SYS_pidfd_open, 'int', pid, 'int', 0))
-
-/** Whether the kernel has pidfds: asked for our own process. */
-export function canSpawn(): boolean {
-  const pidfd = pidfdOpen(process.pid)
-  return pidfd >= 0 && close(pidfd) === 0
 }

@@ -1,4 +1,4 @@
-/** The thread of watcher.ts: blocks in epoll_wait, and says whose descriptor is readable. */
+/** The thread of watcher.ts: blocks in epoll_wait, and reports which descriptors are readable. */
 import { isMainThread, parentPort, workerData } from 'node:worker_threads'
 import { epollEvent } from './layouts.ts'
 import { bindCalls, check, epollWait } from './libc.ts'
@@ -8,7 +8,10 @@ export interface WatcherOrders {
   readonly epoll: number
 }
 
-/** The token of the descriptor that ends the thread; from the thread it says that it has begun. */
+/**
+ * The token of the descriptor that ends the thread. As a message from the thread it means that the thread has
+ * begun.
+ */
 export const WAKE = 0
 const MAX_EVENTS = 64
 

@@ -1,6 +1,7 @@
 /**
- * Tells when descriptors become readable, without reading from them: Node's own loop cannot do that for a socket whose
- * data somebody else shall find. One epoll instance for all, and a thread that waits for it (epoll(7)).
+ * Reports when descriptors become readable, without reading from them: Node's own loop cannot do that for a
+ * socket whose data is for another process. One epoll instance serves all descriptors, and a thread waits for
+ * it (epoll(7)).
  */
 import { once } from 'node:events'
 import { writeSync } from 'node:fs'
@@ -12,66 +13,69 @@ import { WAKE, type WatcherOrders } from './watcher-thread.ts'
 
 const { EPOLLIN, EPOLLONESHOT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CLOEXEC, EFD_CLOEXEC } = headers
 
-export class Watcher {
-  readonly #epoll = check(epollCreate(EPOLL_CLOEXEC), 'epoll_create1')
-  readonly #eventfd = check(eventfd(0, EFD_CLOEXEC), 'eventfd')
-  readonly #thread: Worker
-  readonly #wanted = new Map<number, { fd: number; readable: () => void }>()
-  readonly #tokenOf = new Map<number, number>()
-  #lastToken = WAKE
-  /** Node aborts when it has to end a thread in the middle of binding its calls. */
-  readonly ready: Promise<unknown>
+export interface Watcher {
+  /**
+   * Calls `readable` once, when there is something to read or to accept. A call for the same descriptor
+   * replaces the earlier one.
+   */
+  watch(fd: number, readable: () => void): void
+  /** Must be called before the descriptor is closed, unless `readable` was called. */
+  forget(fd: number): void
+  close(): Promise<void>
+}
 
-  constructor() {
-    check(epollCtl(this.#epoll, EPOLL_CTL_ADD, this.#eventfd, event(EPOLLIN, WAKE)), 'epoll_ctl')
-    const workerData: WatcherOrders = { epoll: this.#epoll }
-    this.#thread = new Worker(programUrl('watcher-thread', import.meta.url), { workerData, execArgv: [] })
-    this.ready = once(this.#thread, 'message')
-    this.#thread.on('message', (token: number) => this.#readable(token))
-    // Without it nothing is noticed any more: better to end, and be started again.
-    this.#thread.on('error', error => {
-      throw error
-    })
-    // Node joins its threads before it ends, and one that is blocked in a system call does not hear it.
-    process.once('exit', this.#wake)
-  }
+/** Resolves when the thread waits: Node aborts if it has to end a thread that is still binding its calls. */
+export async function startWatcher(): Promise<Watcher> {
+  const epoll = check(epollCreate(EPOLL_CLOEXEC), 'epoll_create1')
+  const wakeFd = check(eventfd(0, EFD_CLOEXEC), 'eventfd')
+  check(epollCtl(epoll, EPOLL_CTL_ADD, wakeFd, event(EPOLLIN, WAKE)), 'epoll_ctl')
+  const workerData: WatcherOrders = { epoll }
+  const thread = new Worker(programUrl('watcher-thread', import.meta.url), { workerData, execArgv: [] })
+  const wake = () => void writeSync(wakeFd, Buffer.from(BigUint64Array.of(1n).buffer))
+  // Node joins its threads before it ends, and a thread that is blocked in a system call does not notice
+  // that.
+  process.once('exit', wake)
+  await once(thread, 'message')
+  // Without the thread nothing is noticed any more: it is better to end, and to be restarted.
+  thread.on('error', error => {
+    throw error
+  })
 
-  /** Calls `readable` once, when there is something to read or to accept. What was asked for this descriptor before is forgotten. */
-  watch(fd: number, readable: () => void): void {
-    this.forget(fd)
-    const token = ++this.#lastToken
-    check(epollCtl(this.#epoll, EPOLL_CTL_ADD, fd, event(EPOLLIN | EPOLLONESHOT, token)), 'epoll_ctl')
-    this.#wanted.set(token, { fd, readable })
-    this.#tokenOf.set(fd, token)
-  }
-
-  /** To be called before the descriptor is closed, if it may still be watched. */
-  forget(fd: number): void {
-    const token = this.#tokenOf.get(fd)
+  const watched = new Map<number, { readonly fd: number; readonly readable: () => void }>()
+  const tokens = new Map<number, number>()
+  let lastToken = WAKE
+  const forget = (fd: number) => {
+    const token = tokens.get(fd)
     if (token === undefined) return
-    this.#tokenOf.delete(fd)
-    this.#wanted.delete(token)
-    epollCtl(this.#epoll, EPOLL_CTL_DEL, fd, null)
+    tokens.delete(fd)
+    watched.delete(token)
+    epollCtl(epoll, EPOLL_CTL_DEL, fd, null)
   }
+  thread.on('message', (token: number) => {
+    // Undefined if it was forgotten while the message was on its way.
+    const found = watched.get(token)
+    if (!found) return
+    forget(found.fd)
+    found.readable()
+  })
 
-  #readable(token: number): void {
-    const watched = this.#wanted.get(token)
-    // Forgotten while the message was under way.
-    if (!watched) return
-    this.forget(watched.fd)
-    watched.readable()
-  }
-
-  readonly #wake = () => void writeSync(this.#eventfd, Buffer.from(BigUint64Array.of(1n).buffer))
-
-  async close(): Promise<void> {
-    process.off('exit', this.#wake)
-    await this.ready
-    const ended = once(this.#thread, 'exit')
-    this.#wake()
-    await ended
-    close(this.#epoll)
-    close(this.#eventfd)
+  return {
+    watch(fd, readable) {
+      forget(fd)
+      const token = ++lastToken
+      check(epollCtl(epoll, EPOLL_CTL_ADD, fd, event(EPOLLIN | EPOLLONESHOT, token)), 'epoll_ctl')
+      watched.set(token, { fd, readable })
+      tokens.set(fd, token)
+    },
+    forget,
+    async close() {
+      process.off('exit', wake)
+      const ended = once(thread, 'exit')
+      wake()
+      await ended
+      close(epoll)
+      close(wakeFd)
+    },
   }
 }
 

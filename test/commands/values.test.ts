@@ -2,8 +2,9 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { formatAddress, ipAddress, socketAddress } from '../../src/address.ts'
 import { parseNamed } from '../../src/commands/resolve-options.ts'
-import { duration, integer, oneOf, period, port } from '../../src/commands/values.ts'
-import { UsageError } from '../../src/errors.ts'
+import { duration, integer, oneOf, parseCheck, parseSource, period, port } from '../../src/commands/values.ts'
+import type { Check } from '../../src/endpoints/checks.ts'
+import { Expected, UsageError } from '../../src/errors.ts'
 
 const ttl = integer(0, 2 ** 31 - 1)
 const optionalPort = (text: string) => socketAddress(text, 53)
@@ -144,4 +145,99 @@ test('an error that is no matter of parsing is passed on as it is', () => {
 test('an address that is written is parsed again to the same', () => {
   for (const text of ['127.0.0.1:53', '[::1]:53', '[::]:0', '[2001:db8::1]:65535'])
     assert.equal(formatAddress(socketAddress(text)), text)
+})
+
+test('the forms of a check are accepted, all else is refused with what was expected', () => {
+  const good: readonly (readonly [string, Check])[] = [
+    ['none', { kind: 'none' }],
+    ['udp:7007', { kind: 'udp', port: 7007 }],
+    ['tcp:1', { kind: 'tcp', port: 1 }],
+    ['http:65535', { kind: 'http', port: 65535, path: '/' }],
+    ['http:8080/readyz?verbose', { kind: 'http', port: 8080, path: '/readyz?verbose' }],
+  ]
+  for (const [text, check] of good) assert.deepEqual(parseCheck(text), check)
+  const bad = [
+    '',
+    'udp',
+    'udp:',
+    'udp:0',
+    'tcp:65536',
+    'udp:7/x',
+    'tcp:7/',
+    'UDP:7',
+    'icmp:1',
+    'none:1',
+    'udp:-1',
+  ]
+  const badHttp = ['http:/x', 'http:80 ', 'http:80/a b', 'http:80/é', 'http://127.0.0.1', 'http:80/\n']
+  for (const text of [...bad, ...badHttp])
+    assert.throws(() => parseCheck(text), new Expected('udp:PORT, tcp:PORT, http:PORT/path or none'), text)
+})
+
+const SYNTAX = 'static:ADDR[*WEIGHT],…, dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE'
+const STATIC = 'static:ADDR[*WEIGHT],… with IP addresses and weights from 1 to 100, not '
+const NAME_RULE = 'a domain name of letters, digits, "-" and "_", labels up to 63, in all up to 255 octets'
+const SERVER = 'ADDRESS[:PORT] with an IP address, such as 127.0.0.1:5300 or [::1]:5300'
+const long = `${'a'.repeat(63)}.`
+
+test('a source that is not one is refused with what was expected', () => {
+  const bad: readonly (readonly [string, string])[] = [
+    ['', SYNTAX],
+    ['static', SYNTAX],
+    ['static:', SYNTAX],
+    ['dns:', SYNTAX],
+    ['10.0.0.1', SYNTAX],
+    ['file:/etc/hosts', SYNTAX],
+    ['STATIC:10.0.0.1', SYNTAX],
+    ['static:10.0.0.1,', `${STATIC}""`],
+    ['static:10.0.0.1, 10.0.0.2', `${STATIC}" 10.0.0.2"`],
+    ['static:10.0.0', `${STATIC}"10.0.0"`],
+    ['static:10.0.0.1:7', `${STATIC}"10.0.0.1:7"`],
+    ['static:echo.test', `${STATIC}"echo.test"`],
+    ['static:fe80::1%lo', `${STATIC}"fe80::1%lo"`],
+    ...['0', '101', '-1', '1.5', '', 'x', '1*1', '1e1'].map(
+      weight => [`static:10.0.0.1*${weight}`, `${STATIC}"10.0.0.1*${weight}"`] as const,
+    ),
+    ['dns:a..b', NAME_RULE],
+    ['dns:.', NAME_RULE],
+    ['dns:a b', NAME_RULE],
+    ['dns:@127.0.0.1', NAME_RULE],
+    ['dns:[::1]', NAME_RULE],
+    ['dns:10.0.0.1', 'dns:NAME[@SERVER][/INTERVAL] with a name, not the address 10.0.0.1'],
+    [`dns:a${long}test`, NAME_RULE],
+    [`dns:${long.repeat(4)}`, NAME_RULE],
+    ['dns:echo@', SERVER],
+    ['dns:echo@dns.test', SERVER],
+    ['dns:echo@127.0.0.1:65536', SERVER],
+    ['dns:echo@127.0.0.1:0', SERVER],
+    ['dns:echo@::1:53x', SERVER],
+    ['dns:echo/', 'a duration such as 500ms, 7s or 1m'],
+    ['dns:echo/5', 'a duration such as 500ms, 7s or 1m'],
+    ['dns:echo@127.0.0.1/0', 'a duration above 0 such as 500ms, 7s or 1m'],
+    ['dns:echo/1s/2s', 'a duration such as 500ms, 7s or 1m'],
+  ]
+  for (const [text, message] of bad)
+    assert.throws(() => parseSource(text), new Expected(message), `for ${text}`)
+})
+
+test('the forms of a source are accepted', () => {
+  for (const text of [
+    'dns:echo',
+    'dns:echo.',
+    'dns:_a-b.Echo.test./100ms',
+    'dns:echo@127.0.0.11',
+    'dns:echo@127.0.0.1:5300/1s',
+    'dns:echo@[::1]:5300',
+    'dns:echo@::1/2m',
+    `dns:${long.repeat(3)}${'a'.repeat(61)}.`,
+  ])
+    assert.equal(typeof parseSource(text), 'function', text)
+})
+
+test('what is not the name of a Service is refused, with what was expected', () => {
+  const NAMES = 'kubernetes:[NAMESPACE/]SERVICE with names of Kubernetes, not '
+  for (const bad of ['/echo', 'farm/', 'a/b/c', 'Echo', 'echo.farm', 'farm echo', '../x', 'a'.repeat(64)])
+    assert.throws(() => parseSource(`kubernetes:${bad}`), new Expected(`${NAMES}"${bad}"`), bad)
+  for (const bad of ['kubernetes', 'kubernetes:', 'Kubernetes:echo'])
+    assert.throws(() => parseSource(bad), new Expected(SYNTAX), bad)
 })

@@ -1,4 +1,6 @@
-/** Our inetd and those of Debian, run with the same file, and one client script that writes down what each does. */
+/**
+ * Runs our inetd and those of Debian with the same file, and one client script that records what each does.
+ */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { accessSync, chmodSync, constants, lstatSync, rmSync, writeFileSync } from 'node:fs'
@@ -22,9 +24,9 @@ import { cli } from '../process.ts'
 
 export interface Kind {
   readonly name: string
-  /** The program and what comes before the configuration file. */
+  /** The program and its arguments before the configuration file. */
   readonly argv: readonly string[]
-  /** ::1 before a service, the one thing that all three do not write alike. */
+  /** How ::1 is written before a service: the one point in which the three files differ. */
   readonly v6: string
 }
 
@@ -36,7 +38,7 @@ export const ours: Kind = {
 
 const KNOWN_PLACES = ['/usr/sbin/inetd', '/usr/sbin/inetutils-inetd', '/usr/sbin/openbsd-inetd']
 
-/** Those of Debian that are here, or those that ROUNDELAY_TEST_INETD lists. */
+/** The inetds of Debian that are installed, or those that ROUNDELAY_TEST_INETD lists. */
 export function others(): readonly Kind[] {
   const places = process.env.ROUNDELAY_TEST_INETD?.split(':').filter(Boolean) ?? KNOWN_PLACES
   const here = places.filter(path => {
@@ -54,13 +56,13 @@ export function others(): readonly Kind[] {
   )
 }
 
-/** What an inetd does, each under a name. */
+/** The behaviour of an inetd, by name. */
 export type Observed = Readonly<Record<string, string>>
 
 const TIMEOUT = 'nothing'
-/** For what may be slow to come. */
+/** For answers that may be slow. */
 const PATIENCE_MS = 5000
-/** For what shall not come, where nothing tells that it never will. */
+/** For answers that must not come, where no event shows that they never will. */
 const SHORT_MS = 500
 
 /** Runs the script against one inetd, on addresses of its own. */
@@ -140,7 +142,6 @@ ${unix} stream unix nowait nobody /bin/cat cat
     }
   }
   await eventually(() => listens(orphanPort!))
-  // Not to count in what is seen below.
   const say = (port: number | string, text: string) =>
     talk(t, port, text, typeof port === 'string' ? {} : { host })
   const attempt = async (name: string, what: () => Promise<string>, patienceMs = PATIENCE_MS) => {
@@ -150,7 +151,7 @@ ${unix} stream unix nowait nobody /bin/cat cat
     seen[name] = await Promise.race([what(), late]).catch(error => error.code ?? error.message)
     timeout.abort()
   }
-  /** What comes back to a socket of its own, in time. */
+  /** The answer to a datagram from a new socket, or TIMEOUT. */
   const answerTo = async (payload: string, port: number, patienceMs = PATIENCE_MS): Promise<Buffer> => {
     const { got, send } = await udp(t, '::1')
     send(payload, port)
@@ -158,117 +159,125 @@ ${unix} stream unix nowait nobody /bin/cat cat
     return got[0] ?? Buffer.from(TIMEOUT)
   }
   const ask = async (port: number, text: string) => String(await answerTo(text, port))
-  // The internal services.
-  const DAYTIME = /^[A-Z][a-z]{2} [A-Z][a-z]{2} [ 123]\d \d\d:\d\d:\d\d \d{4}\r\n$/
-  await attempt('echo/tcp', () => say(7, 'hello'))
-  await attempt('echo/udp', () => ask(7, 'hello'))
-  await attempt('echo/udp, an empty datagram', async () => JSON.stringify(await ask(7, '')))
-  await attempt('discard/tcp', async () => JSON.stringify(await say(9, 'hello')))
-  await attempt('discard/udp', async () => String(await answerTo('hello', 9, SHORT_MS)))
-  await attempt('daytime/tcp', async () => String(DAYTIME.test(await say(13, ''))))
-  await attempt('daytime/udp', async () => String(DAYTIME.test(await ask(13, 'x'))))
-  const isNow = (text: Buffer) =>
-    `${text.length} octets, right: ${Math.abs(text.readUInt32BE() - 2_208_988_800 - Date.now() / 1000) < 3}`
-  await attempt('time/tcp', async () => isNow(Buffer.from(await say(37, ''), 'latin1')))
-  await attempt('time/udp', async () => isNow(await answerTo('x', 37)))
-  const stream = await client(t, 19, { host })
-  await until(() => stream.soFar().length > 20_000)
-  stream.destroy()
-  const lines = stream.soFar().split('\r\n').slice(0, 200)
-  seen['chargen/tcp, the first line'] = lines[0]!
-  seen['chargen/tcp, all lines'] = lines
-    .every(
-      (line, i) =>
-        line.length === 72 && (lines[0]! + lines[0]!).length > 0 && line === lineAfter(lines[0]!, i),
+  const internalServices = async () => {
+    const DAYTIME = /^[A-Z][a-z]{2} [A-Z][a-z]{2} [ 123]\d \d\d:\d\d:\d\d \d{4}\r\n$/
+    await attempt('echo/tcp', () => say(7, 'hello'))
+    await attempt('echo/udp', () => ask(7, 'hello'))
+    await attempt('echo/udp, an empty datagram', async () => JSON.stringify(await ask(7, '')))
+    await attempt('discard/tcp', async () => JSON.stringify(await say(9, 'hello')))
+    await attempt('discard/udp', async () => String(await answerTo('hello', 9, SHORT_MS)))
+    await attempt('daytime/tcp', async () => String(DAYTIME.test(await say(13, ''))))
+    await attempt('daytime/udp', async () => String(DAYTIME.test(await ask(13, 'x'))))
+    const isNow = (text: Buffer) =>
+      `${text.length} octets, right: ${Math.abs(text.readUInt32BE() - 2_208_988_800 - Date.now() / 1000) < 3}`
+    await attempt('time/tcp', async () => isNow(Buffer.from(await say(37, ''), 'latin1')))
+    await attempt('time/udp', async () => isNow(await answerTo('x', 37)))
+    await attempt('chargen/udp, octets', async () => `${(await answerTo('', 19)).length}`)
+    await attempt('chargen/udp, the next is another line', async () => {
+      const [a, b] = [await ask(19, ''), await ask(19, '')]
+      return String(a !== b)
+    })
+    const silent = await client(t, 13, { host })
+    await attempt(
+      'daytime/tcp, who ends',
+      async () => `the server, after ${(await silent.all).length} octets`,
     )
-    .toString()
-  await attempt('chargen/udp, octets', async () => `${(await answerTo('', 19)).length}`)
-  await attempt('chargen/udp, the next is another line', async () => {
-    const [a, b] = [await ask(19, ''), await ask(19, '')]
-    return String(a !== b)
-  })
-  const half = await client(t, 19, { host })
-  half.end()
-  await once(half, 'data')
-  await attempt(
-    'chargen/tcp, after the client half-closed',
-    async () => {
-      await half.all
-      return 'ends'
-    },
-    SHORT_MS,
-  )
-  half.destroy()
-  const silent = await client(t, 13, { host })
-  await attempt('daytime/tcp, who ends', async () => `the server, after ${(await silent.all).length} octets`)
-  silent.destroy()
-
-  // Over IPv4, where one address can have the service, and another the port that a datagram seems to come from.
-  const overV4 = async (socket: Awaited<ReturnType<typeof udp>>) => {
-    socket.sendTo(host, 'hello', 7)
-    for (const end = Date.now() + 3000; socket.got.length === 0 && Date.now() < end; ) await sleep(2)
-    return String(socket.got[0] ?? TIMEOUT)
+    silent.destroy()
   }
-  await attempt('echo/udp, over 127.0.0.1', async () => overV4(await udp(t)))
-  for (const from of [7, 19, 53, 600, 1023]) {
-    const forged = await udp(t, '127.0.0.1', from).catch(() => undefined)
-    if (!forged) continue
-    forged.sendTo(host, 'hello', 7)
-    // The service takes them in order: when another is answered, this one was looked at.
-    if (seen['echo/udp, over 127.0.0.1'] !== TIMEOUT) await overV4(await udp(t))
-    seen[`echo/udp, from port ${from}`] = String(forged.got[0] ?? TIMEOUT)
+  const chargenOverTcp = async () => {
+    const stream = await client(t, 19, { host })
+    await until(() => stream.soFar().length > 20_000)
+    stream.destroy()
+    const lines = stream.soFar().split('\r\n').slice(0, 200)
+    seen['chargen/tcp, the first line'] = lines[0]!
+    seen['chargen/tcp, all lines'] = lines
+      .every((line, i) => line.length === 72 && line === lineAfter(lines[0]!, i))
+      .toString()
+    const half = await client(t, 19, { host })
+    half.end()
+    await once(half, 'data')
+    await attempt(
+      'chargen/tcp, after the client half-closed',
+      async () => {
+        await half.all
+        return 'ends'
+      },
+      SHORT_MS,
+    )
+    half.destroy()
   }
 
-  // tcpmux.
-  await attempt('tcpmux, help', async () => JSON.stringify((await say(1, 'help\r\n')).split('\r\n').sort()))
-  await attempt('tcpmux, +service', async () => JSON.stringify(await say(1, 'hello\r\n')))
-  await attempt('tcpmux, service', async () => JSON.stringify(await say(1, 'copy\r\nthe rest')))
-  await attempt('tcpmux, in capitals', async () => JSON.stringify(await say(1, 'COPY\r\nthe rest')))
-  await attempt('tcpmux, no such service', async () => JSON.stringify(await say(1, 'none\r\n')))
-  await attempt('tcpmux, no line', async () => JSON.stringify(await say(1, '')))
-
-  // Programs.
-  await attempt('nowait', () => say(catPort!, 'hello'))
-  await attempt('nowait, over ::1', () => talk(t, catPort!, 'hello', { host: '::1' }))
-  await attempt('wait: the same program twice, then another', async () => {
-    const pids: string[] = []
-    for (const text of ['a', 'b', 'c', 'd']) {
-      const [, pid, rest] = /^(\d+) (.*)$/.exec(await say(acceptPort!, text)) ?? []
-      if (rest !== text) return `${rest} for ${text}`
-      pids.push(pid!)
+  // Over IPv4, one address can have the service, and another the port that a datagram seems to come from.
+  const datagramsOverV4 = async () => {
+    const overV4 = async (socket: Awaited<ReturnType<typeof udp>>) => {
+      socket.sendTo(host, 'hello', 7)
+      for (const end = Date.now() + 2000; socket.got.length === 0 && Date.now() < end; ) await sleep(2)
+      return String(socket.got[0] ?? TIMEOUT)
     }
-    return pids.map(pid => pids.indexOf(pid)).join(' ')
-  })
-  await attempt('dgram wait: the same program twice, then another', async () => {
-    const pids: string[] = []
-    const peer = await udp(t)
-    for (const text of ['a', 'b', 'c', 'd']) {
-      const [, pid, rest] = /^(\d+) (.*)$/.exec(String(await peer.askAt(host, text, datagramPort!))) ?? []
-      if (rest !== text) return `${rest} for ${text}`
-      pids.push(pid!)
+    await attempt('echo/udp, over 127.0.0.1', async () => overV4(await udp(t)))
+    for (const from of [7, 19, 53, 600, 1023]) {
+      const forged = await udp(t, '127.0.0.1', from).catch(() => undefined)
+      if (!forged) continue
+      forged.sendTo(host, 'hello', 7)
+      // The service reads datagrams in order: when a later one is answered, this one has been read.
+      if (seen['echo/udp, over 127.0.0.1'] !== TIMEOUT) await overV4(await udp(t))
+      seen[`echo/udp, from port ${from}`] = String(forged.got[0] ?? TIMEOUT)
     }
-    return pids.map(pid => pids.indexOf(pid)).join(' ')
-  })
-  const own = told(await say(tellPort!, ''))
-  for (const field of ['fds', 'same', 'blocking', 'ids', 'groups', 'ignored', 'blocked', 'cwd'])
-    seen[`program: ${field}`] = String(own[field])
-  const { PATH, ...env } = own.env
-  seen['program: PATH in its environment'] = String(PATH === process.env.PATH)
-  seen['program: variables of the connection'] = Object.keys(env)
-    .filter(name => /^(PROTO|(TCP|UDP)(LOCAL|REMOTE))/.test(name))
-    .join(' ')
-  const user = told(await say(userPort!, ''))
-  for (const field of ['ids', 'groups']) seen[`program of nobody: ${field}`] = String(user[field])
-  await attempt('a program that is missing', async () => JSON.stringify(await say(missingPort!, '')))
-  await attempt('after a bad line', () => say(catPort!, 'works'))
-  await attempt('a bad line', async () => (await refusal(badPort!, host)) ?? 'listens')
-  await attempt('unix', () => say(unix, 'hello'))
-  const socketFile = lstatSync(unix, { throwIfNoEntry: false })
-  seen['unix: mode and owner'] = socketFile
-    ? `${(socketFile.mode & 0o777).toString(8)} ${socketFile.uid}`
-    : 'none'
+  }
+  const tcpmux = () =>
+    Promise.all([
+      attempt('tcpmux, help', async () => JSON.stringify((await say(1, 'help\r\n')).split('\r\n').sort())),
+      attempt('tcpmux, +service', async () => JSON.stringify(await say(1, 'hello\r\n'))),
+      attempt('tcpmux, service', async () => JSON.stringify(await say(1, 'copy\r\nthe rest'))),
+      attempt('tcpmux, in capitals', async () => JSON.stringify(await say(1, 'COPY\r\nthe rest'))),
+      attempt('tcpmux, no such service', async () => JSON.stringify(await say(1, 'none\r\n'))),
+      attempt('tcpmux, no line', async () => JSON.stringify(await say(1, ''))),
+    ])
+  const programs = async () => {
+    await attempt('nowait', () => say(catPort!, 'hello'))
+    await attempt('nowait, over ::1', () => talk(t, catPort!, 'hello', { host: '::1' }))
+    await attempt('wait: the same program twice, then another', async () => {
+      const pids: string[] = []
+      for (const text of ['a', 'b', 'c', 'd']) {
+        const [, pid, rest] = /^(\d+) (.*)$/.exec(await say(acceptPort!, text)) ?? []
+        if (rest !== text) return `${rest} for ${text}`
+        pids.push(pid!)
+      }
+      return pids.map(pid => pids.indexOf(pid)).join(' ')
+    })
+    await attempt('dgram wait: the same program twice, then another', async () => {
+      const pids: string[] = []
+      const peer = await udp(t)
+      for (const text of ['a', 'b', 'c', 'd']) {
+        const [, pid, rest] = /^(\d+) (.*)$/.exec(String(await peer.askAt(host, text, datagramPort!))) ?? []
+        if (rest !== text) return `${rest} for ${text}`
+        pids.push(pid!)
+      }
+      return pids.map(pid => pids.indexOf(pid)).join(' ')
+    })
+    const own = told(await say(tellPort!, ''))
+    for (const field of ['fds', 'same', 'blocking', 'timeouts', 'ids', 'groups', 'ignored', 'blocked', 'cwd'])
+      seen[`program: ${field}`] = String(own[field])
+    const { PATH, ...env } = own.env
+    seen['program: PATH in its environment'] = String(PATH === process.env.PATH)
+    seen['program: variables of the connection'] = Object.keys(env)
+      .filter(name => /^(PROTO|(TCP|UDP)(LOCAL|REMOTE))/.test(name))
+      .join(' ')
+    const user = told(await say(userPort!, ''))
+    for (const field of ['ids', 'groups']) seen[`program of nobody: ${field}`] = String(user[field])
+    await attempt('a program that is missing', async () => JSON.stringify(await say(missingPort!, '')))
+    await attempt('after a bad line', () => say(catPort!, 'works'))
+    await attempt('a bad line', async () => (await refusal(badPort!, host)) ?? 'listens')
+    await attempt('unix', () => say(unix, 'hello'))
+    const socketFile = lstatSync(unix, { throwIfNoEntry: false })
+    seen['unix: mode and owner'] = socketFile
+      ? `${(socketFile.mode & 0o777).toString(8)} ${socketFile.uid}`
+      : 'none'
+  }
+  // These do not depend on each other, and most of the time passes in waiting.
+  await Promise.all([internalServices(), chargenOverTcp(), datagramsOverV4(), tcpmux(), programs()])
 
-  // Looping.
+  // Programs that are started too often.
   await attempt('over .3 a minute', async () => {
     const all = []
     for (let i = 0; i < 5; i++) all.push((await say(loopPort!, 'x').catch(error => error.code)) || 'closed')
@@ -318,10 +327,10 @@ ${unix} stream unix nowait nobody /bin/cat cat
   const last = await client(t, catPort!, { host })
   last.write('before ')
   await once(last, 'data')
-  const programs = childrenOf(pid).filter(({ state }) => state !== 'Z')
+  const running = childrenOf(pid).filter(({ state }) => state !== 'Z')
   process.kill(pid, 'SIGTERM')
   seen.SIGTERM = await ended
-  seen['SIGTERM: programs that run'] = programs.every(({ pid }) => stateOf(pid) !== undefined)
+  seen['SIGTERM: programs that run'] = running.every(({ pid }) => stateOf(pid) !== undefined)
     ? 'live on'
     : 'are ended'
   seen['SIGTERM: the unix socket'] = lstatSync(unix, { throwIfNoEntry: false }) ? 'stays' : 'is removed'
@@ -329,7 +338,7 @@ ${unix} stream unix nowait nobody /bin/cat cat
   return seen
 }
 
-/** The line of chargen that comes so many lines after the first. */
+/** Line `i` of chargen after the first, whose number is 0. */
 function lineAfter(first: string, i: number): string {
   const from = first.charCodeAt(0) - 0x20
   return Array.from({ length: 72 }, (_, j) => String.fromCharCode(0x20 + ((from + i + j) % 95))).join('')

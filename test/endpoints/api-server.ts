@@ -1,6 +1,6 @@
 /**
- * The little of a Kubernetes API server that concerns EndpointSlices: list in pages and watch, as "Kubernetes API
- * concepts" describes them. `answer` takes over where a test wants it to misbehave.
+ * The part of a Kubernetes API server that serves EndpointSlices: list in pages and watch, as "Kubernetes API
+ * concepts" describes them. `answer` replaces its answers where a test needs a fault.
  */
 import { EventEmitter, once } from 'node:events'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
@@ -8,8 +8,9 @@ import { createServer as createSecureServer, type ServerOptions } from 'node:htt
 import { isIPv6, type Socket } from 'node:net'
 import type { TestContext } from 'node:test'
 import type { TLSSocket } from 'node:tls'
-import type { Endpoint, Source } from '../../src/endpoints/endpoint.ts'
+import type { Endpoint, Sink, Source } from '../../src/endpoints/endpoint.ts'
 import type { EndpointSlice } from '../../src/endpoints/kubernetes.ts'
+import { VirtualClock } from '../support/virtual-clock.ts'
 
 export interface Asked {
   readonly method: string
@@ -19,10 +20,9 @@ export interface Asked {
   readonly token: string | undefined
   /** The name in the client's certificate. */
   readonly client: string | undefined
-  readonly at: number
 }
 
-/** True when it has answered. */
+/** True when the request has been answered here. */
 type Answer = (asked: Asked, response: ServerResponse) => boolean
 
 const PATH = /^\/apis\/discovery\.k8s\.io\/v1\/namespaces\/[a-z0-9-]+\/endpointslices$/
@@ -35,19 +35,21 @@ export const refuse = (response: ServerResponse, code: number, message: string):
   return true
 }
 
-/** A slice as the controller writes it: each endpoint is an address and its conditions, or just an address. */
+/**
+ * A slice as the controller writes it: each endpoint is an address and its conditions, or just an address.
+ */
 export function slice(
   name: string,
   endpoints: readonly (string | readonly [string, object])[] | null,
   addressType: EndpointSlice['addressType'] = 'IPv4',
 ): EndpointSlice {
   const metadata = { name, annotations: { 'test/text': 'übergroß – 木 – 🎶' } }
-  const made = endpoints?.map(entry =>
+  const entries = endpoints?.map(entry =>
     typeof entry === 'string'
       ? { addresses: [entry], conditions: { ready: true, serving: true, terminating: false } }
       : { addresses: [entry[0]], conditions: entry[1] },
   )
-  return { metadata, addressType, endpoints: made ?? null }
+  return { metadata, addressType, endpoints: entries ?? null }
 }
 
 export async function startApi(
@@ -74,10 +76,10 @@ export async function startApi(
       for (const each of given) change(slices.has(each.metadata.name) ? 'MODIFIED' : 'ADDED', each)
     },
     remove(name: string) {
-      const gone = slices.get(name)
-      if (gone) change('DELETED', gone)
+      const slice = slices.get(name)
+      if (slice) change('DELETED', slice)
     },
-    /** Time goes on in the rest of the cluster. */
+    /** A change in the rest of the cluster. */
     elsewhere: () => String(++version),
     /** As etcd does every five minutes. */
     compact: () => {
@@ -87,7 +89,7 @@ export async function startApi(
       for (const watch of watches) watch.write(text)
     },
     bookmark: () => api.write(event('BOOKMARK', { metadata: { resourceVersion: api.elsewhere() } })),
-    /** As when their time is over. */
+    /** As the server does when their time is over. */
     endWatches() {
       for (const watch of watches) watch.end()
     },
@@ -143,7 +145,7 @@ export async function startApi(
   function watch({ query }: Asked, response: ServerResponse) {
     const from = Number(query.get('resourceVersion'))
     response.writeHead(200, { 'content-type': 'application/json' }).flushHeaders()
-    // A real server says so in an event, after a 200.
+    // A real server reports this in an event, after a 200.
     if (from < oldest) {
       response.end(event('ERROR', JSON.parse(status(410, `too old resource version: ${from} (${oldest})`))))
       return
@@ -166,7 +168,6 @@ export async function startApi(
       kind: !known ? 'other' : query.has('watch') ? 'watch' : 'list',
       token: request.headers.authorization?.replace(/^Bearer /, ''),
       client: (request.socket as TLSSocket).getPeerCertificate?.()?.subject?.CN as string | undefined,
-      at: performance.now(),
     }
     asked.push(seen)
     if (!api.answer(seen, response)) {
@@ -198,40 +199,65 @@ export async function startApi(
   return api
 }
 
-/** Starts a source and keeps what it says, in order: its endpoints as `10.0.0.1 rst` for those conditions, or its error. */
-export function follow(t: TestContext, source: Source) {
+/** The limits of a list, of an exec plugin and of a watch. */
+const LIMITS_MS = [10_000, 30_000, 40_000]
+
+/**
+ * Virtual time in which the source's own waits pass at once: those after a failure, and those in which events
+ * are gathered. Limits are reached only when a test moves the time.
+ */
+export class SourceClock extends VirtualClock {
+  /** The waits so far, in milliseconds. */
+  readonly waits: number[] = []
+
+  override after(ms: number, task: () => void): () => void {
+    const cancel = super.after(ms, task)
+    if (!LIMITS_MS.includes(ms)) {
+      this.waits.push(ms)
+      setImmediate(() => this.advance(ms))
+    }
+    return cancel
+  }
+}
+
+/**
+ * Starts a source and keeps what it reports, in order: its endpoints as `10.0.0.1 rst` for those conditions,
+ * or its error.
+ */
+export function follow<C extends VirtualClock = SourceClock>(
+  t: TestContext,
+  source: Source,
+  clock = new SourceClock() as VirtualClock as C,
+  random = () => 0.5,
+) {
   const stop = new AbortController()
-  const said: (string[] | string)[] = []
+  const reported: (string[] | string)[] = []
   const news = new EventEmitter()
-  const say = (what: string[] | string) => {
-    said.push(what)
-    news.emit('said')
+  const add = (report: string[] | string) => {
+    reported.push(report)
+    news.emit('report')
   }
   const letters = (e: Endpoint) => `${e.ready ? 'r' : ''}${e.serving ? 's' : ''}${e.terminating ? 't' : ''}`
-  const running = source(
-    {
-      publish: endpoints => say(endpoints.map(e => `${e.address} ${letters(e)}`.trim())),
-      fail: error => say(error.message),
-    },
-    stop.signal,
-  )
-  running.finally(() => news.emit('said'))
+  const sink: Sink = {
+    publish: endpoints => add(endpoints.map(e => `${e.address} ${letters(e)}`.trim())),
+    fail: error => add(error.message),
+  }
+  const running = source(sink, stop.signal, clock, random)
+  running.finally(() => news.emit('report'))
   t.after(async () => {
     stop.abort()
     await running
   })
   const until = async (fits: () => boolean) => {
-    while (!fits()) await once(news, 'said')
+    while (!fits()) await once(news, 'report')
   }
   return {
-    said,
-    running,
-    stop,
-    until,
-    failures: () => said.filter(what => typeof what === 'string'),
-    endpoints: () => said.findLast(what => Array.isArray(what)),
+    ...{ clock, reported, running, stop, until },
+    failures: () => reported.filter(report => typeof report === 'string'),
+    /** Until a watch that has just been seen is not a short one. */
+    longWatch: () => clock.advance(1000),
     /** Until the last endpoints are these. */
     has: (...wanted: string[]) =>
-      until(() => said.findLast(what => Array.isArray(what))?.join() === wanted.join()),
+      until(() => reported.findLast(report => Array.isArray(report))?.join() === wanted.join()),
   }
 }

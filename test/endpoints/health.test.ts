@@ -10,7 +10,7 @@ const results: Readonly<Record<string, ProbeResult>> = {
 }
 
 test('health follows its results: the first decides at once, rise and fall in a row, draining at once', () => {
-  // [rise, fall, results, the state after each: Up, Down, draining (L for lame duck)]
+  // [rise, fall, results, the state after each: Up, Down, draining (L)]
   const table: readonly (readonly [number, number, string, string])[] = [
     [3, 3, '+', 'U'],
     [3, 3, '-', 'D'],

@@ -4,6 +4,7 @@ import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, wr
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { after, before, type TestContext, test } from 'node:test'
+import type { Clock } from '../../src/clock.ts'
 import { kubernetesSource } from '../../src/endpoints/kubernetes.ts'
 import {
   type Cluster,
@@ -12,6 +13,7 @@ import {
   loadCluster,
 } from '../../src/endpoints/kubernetes-config.ts'
 import { has } from '../process.ts'
+import { VirtualClock } from '../support/virtual-clock.ts'
 import { follow, refuse, slice, startApi } from './api-server.ts'
 
 const tls = { skip: has('openssl') ? false : 'openssl is not installed' }
@@ -19,15 +21,19 @@ const pki = mkdtempSync(join(tmpdir(), 'roundelay-pki-'))
 after(() => rmSync(pki, { recursive: true }))
 const pem = (name: string) => readFileSync(join(pki, name), 'utf8')
 
-/** Two authorities that know nothing of each other, a server's certificate of the first, and a client's. */
+/** Two independent authorities, a server's certificate of the first, and a client's. */
 before(() => {
   if (tls.skip) return
   const openssl = (...args: string[]) => execFileSync('openssl', args, { cwd: pki, stdio: 'pipe' })
   const ec = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '3']
   for (const ca of ['ca', 'other'])
     openssl('req', '-x509', ...ec, '-subj', `/CN=${ca}`, '-keyout', `${ca}.key`, '-out', `${ca}.crt`)
-  const made = { server: 'IP:127.0.0.1,IP:::1,DNS:kubernetes', named: 'DNS:kubernetes', client: 'DNS:client' }
-  for (const [name, alt] of Object.entries(made)) {
+  const names = {
+    server: 'IP:127.0.0.1,IP:::1,DNS:kubernetes',
+    named: 'DNS:kubernetes',
+    client: 'DNS:client',
+  }
+  for (const [name, alt] of Object.entries(names)) {
     const extensions = ['-addext', `subjectAltName=${alt}`]
     const signed = ['-CA', 'ca.crt', '-CAkey', 'ca.key', '-keyout', `${name}.key`, '-out', `${name}.crt`]
     openssl('req', '-x509', ...ec, '-subj', `/CN=${name}`, ...extensions, ...signed)
@@ -43,9 +49,8 @@ function folder(t: TestContext, files: Readonly<Record<string, string>>): string
   return path
 }
 
-const TIMES = { watchSeconds: 60, silentMs: 10_000, backoffMs: 10, maxBackoffMs: 40, shortWatchMs: 20 }
-const followed = (t: TestContext, load: (signal: AbortSignal) => Promise<Cluster>) =>
-  follow(t, kubernetesSource(undefined, 'echo', load, TIMES))
+const followed = (t: TestContext, load: (signal: AbortSignal, clock: Clock) => Promise<Cluster>) =>
+  follow(t, kubernetesSource(undefined, 'echo', load))
 
 /** A kubeconfig for one cluster and one user, in a folder with other files. */
 function kubeconfig(
@@ -78,10 +83,11 @@ const credential = (given: object) =>
   JSON.stringify({ apiVersion: 'client.authentication.k8s.io/v1', kind: 'ExecCredential', status: given })
 
 const never = new AbortController().signal
-const load = (path: string) => fromKubeconfig(path, never)
+const still = new VirtualClock()
+const load = (path: string, clock: Clock = still) => fromKubeconfig(path, never, clock)
 
 test(
-  'a pod is its ServiceAccount, whose token is read for each request, over IPv4 and IPv6',
+  'a pod uses its ServiceAccount, whose token is read for each request, over IPv4 and IPv6',
   tls,
   async t => {
     for (const host of ['127.0.0.1', '::1']) {
@@ -89,12 +95,14 @@ test(
       api.put(slice('a', ['10.0.0.1']))
       const files = { token: 'first\n', 'ca.crt': pem('ca.crt'), namespace: 'farm\n' }
       const account = folder(t, files)
-      const { has, stop, running } = followed(t, () => inCluster(host, new URL(api.url).port, account))
+      const { has, stop, running, longWatch } = followed(t, () =>
+        inCluster(host, new URL(api.url).port, account),
+      )
       await has('10.0.0.1 rs')
       await api.until(() => api.watches.size === 1)
-      // As the kubelet does, long before the old one ends; the running watch is not disturbed.
+      // The kubelet does this long before the old token expires; the running watch is not disturbed.
       writeFileSync(join(account, 'token'), 'second\n')
-      await new Promise(resolve => setTimeout(resolve, TIMES.shortWatchMs + 10))
+      await longWatch()
       api.endWatches()
       await api.until(() => api.watched().length === 2 && api.watches.size === 1)
       assert.deepEqual(
@@ -115,22 +123,22 @@ test(
     const api = await startApi(t, { tls: secure() })
     api.put(slice('a', ['10.0.0.1']))
     const account = folder(t, { token: 'secret', 'ca.crt': pem('other.crt'), namespace: 'farm' })
-    const { said, has, until } = followed(t, () => inCluster('127.0.0.1', new URL(api.url).port, account))
-    await until(() => said.length >= 3)
+    const { reported, has, until } = followed(t, () => inCluster('127.0.0.1', new URL(api.url).port, account))
+    await until(() => reported.length >= 3)
     const { host } = new URL(api.url)
     const refused = `the Kubernetes API at ${host}: unable to verify the first certificate`
-    for (const what of said) assert.ok(String(what).startsWith(refused), String(what))
+    for (const what of reported) assert.ok(String(what).startsWith(refused), String(what))
     assert.deepEqual(api.asked, [])
     writeFileSync(join(account, 'ca.crt'), pem('ca.crt'))
     await has('10.0.0.1 rs')
   },
 )
 
-test('an account whose files are not there yet is told of and waited for', async t => {
+test('an account whose files are not there yet is reported and waited for', async t => {
   const account = folder(t, {})
-  const { said, until } = followed(t, () => inCluster('127.0.0.1', '1', account))
-  await until(() => said.length >= 3)
-  assert.match(String(said[0]), /ENOENT.*\/(ca\.crt|namespace)'/)
+  const { reported, until } = followed(t, () => inCluster('127.0.0.1', '1', account))
+  await until(() => reported.length >= 3)
+  assert.match(String(reported[0]), /ENOENT.*\/(ca\.crt|namespace)'/)
 })
 
 test(
@@ -150,10 +158,10 @@ test(
     ]
     for (const [cluster, refused] of cases) {
       const path = kubeconfig(t, cluster, { token: 'secret' })
-      const { said, until } = followed(t, () => load(path))
-      await until(() => said.length > 0)
-      if (refused) assert.match(String(said[0]), refused)
-      else assert.deepEqual(said[0], [], JSON.stringify(cluster))
+      const { reported, until } = followed(t, () => load(path))
+      await until(() => reported.length > 0)
+      if (refused) assert.match(String(reported[0]), refused)
+      else assert.deepEqual(reported[0], [], JSON.stringify(cluster))
     }
   },
 )
@@ -188,12 +196,12 @@ test(
     for (const [user, token, client] of cases) {
       api.asked.length = 0
       const path = kubeconfig(t, { server: `${api.url}/`, 'certificate-authority': 'ca.pem' }, user, files)
-      const { said, until, stop, running } = followed(t, () => load(path))
-      await until(() => said.length > 0)
+      const { reported, until, stop, running } = followed(t, () => load(path))
+      await until(() => reported.length > 0)
       stop.abort()
       await running
       assert.deepEqual(
-        [said[0], api.asked[0]!.token, api.asked[0]!.client],
+        [reported[0], api.asked[0]!.token, api.asked[0]!.client],
         [[], token, client],
         JSON.stringify(user),
       )
@@ -202,7 +210,7 @@ test(
   },
 )
 
-test('an exec plugin is given what the API for it says, and is asked anew when its token has expired or is refused', async t => {
+test('an exec plugin receives what its API defines, and is run again when its token has expired or is refused', async t => {
   const api = await startApi(t)
   const command = plugin(
     t,
@@ -223,7 +231,7 @@ cat answer$(wc -l < runs | tr -d ' ')`,
     { server: api.url },
     exec('./plugin', { args: ['get'], env: [{ name: 'STAGE', value: 'test' }] }),
   )
-  // Relative, as exec allows, to the file.
+  // The command is relative to the file.
   writeFileSync(join(at, 'config'), readFileSync(path))
   api.answer = ({ token }, response) =>
     token === 'two' && api.watched().length > 0 && refuse(response, 401, 'Unauthorized')
@@ -233,7 +241,7 @@ cat answer$(wc -l < runs | tr -d ' ')`,
     api.asked.map(({ kind, token }) => `${kind} ${token}`),
     ['list two', 'watch two', 'list three', 'watch three'],
   )
-  assert.deepEqual(failures(), ['the Kubernetes API says 401: Unauthorized (the token is not accepted)'])
+  assert.deepEqual(failures(), ['the Kubernetes API answered 401: Unauthorized (the token is not accepted)'])
   const [, first, stage, info] = /^(\S+) (\S+) (.*)\n$/.exec(readFileSync(join(at, 'given'), 'utf8')) ?? []
   assert.deepEqual([first, stage], ['get', 'test'])
   const wanted = {
@@ -246,28 +254,28 @@ cat answer$(wc -l < runs | tr -d ' ')`,
   await has('10.0.0.1 rs')
 })
 
-test('an exec plugin that fails is told of, and one that hangs does not hold up the end', async t => {
+test('an exec plugin that fails is reported, and one that hangs does not delay the end', async t => {
   const server = 'http://127.0.0.1:1'
   const cases: readonly (readonly [string, RegExp])[] = [
-    [plugin(t, 'echo no session >&2; exit 3'), /fails: Command failed: .*\n?no session$/],
-    [plugin(t, 'echo hello'), /printed no ExecCredential$/],
-    ['/nowhere/plugin', /fails: spawn \/nowhere\/plugin ENOENT$/],
+    [plugin(t, 'echo no session >&2; exit 3'), /failed: Command failed: .*\n?no session$/],
+    [plugin(t, 'echo hello'), /did not print an ExecCredential$/],
+    ['/nowhere/plugin', /failed: spawn \/nowhere\/plugin ENOENT$/],
   ]
   for (const [command, message] of cases) {
     const path = kubeconfig(t, { server }, exec(command))
-    const { said, until } = followed(t, () => load(path))
-    await until(() => said.length > 0)
-    assert.match(String(said[0]), message)
-    assert.ok(String(said[0]).startsWith(`the exec plugin of ${path} `))
+    const { reported, until } = followed(t, () => load(path))
+    await until(() => reported.length > 0)
+    assert.match(String(reported[0]), message)
+    assert.ok(String(reported[0]).startsWith(`the exec plugin of ${path} `))
   }
   const mark = join(folder(t, {}), 'started')
   const path = kubeconfig(t, { server }, exec(plugin(t, `echo $$ > ${mark}; exec sleep 600`)))
-  const { said, stop, running } = followed(t, signal => fromKubeconfig(path, signal))
+  const { reported, stop, running } = followed(t, (signal, clock) => fromKubeconfig(path, signal, clock))
   while (!existsSync(mark) || !readFileSync(mark, 'utf8').endsWith('\n')) await new Promise(setImmediate)
   const pid = Number(readFileSync(mark, 'utf8'))
   stop.abort()
   await running
-  assert.deepEqual(said, [])
+  assert.deepEqual(reported, [])
   const alive = () => {
     try {
       return process.kill(pid, 0)
@@ -276,6 +284,32 @@ test('an exec plugin that fails is told of, and one that hangs does not hold up 
     }
   }
   while (alive()) await new Promise(setImmediate)
+})
+
+test('a token of an exec plugin is renewed when it has expired', async t => {
+  const clock = new VirtualClock(Date.parse('2027-01-15T08:00:00Z') / 1000)
+  const command = plugin(
+    t,
+    `echo x >> "$0.runs"
+echo '{"status":{"expirationTimestamp":"2027-01-15T09:00:00Z","token":"'$(wc -l < "$0.runs" | tr -d ' ')'"}}'`,
+  )
+  const { token } = await load(kubeconfig(t, { server: 'http://127.0.0.1:1' }, exec(command)), clock)
+  await clock.advance(3_599_999)
+  assert.equal(await token(), '1')
+  await clock.advance(1)
+  assert.equal(await token(), '2')
+})
+
+test('an exec plugin that does not end within 30 s is ended', async t => {
+  const clock = new VirtualClock()
+  const path = kubeconfig(t, { server: 'http://127.0.0.1:1' }, exec(plugin(t, 'exec sleep 600')))
+  const message = `the exec plugin of ${path} did not end within 30000 ms`
+  const refused = assert.rejects(load(path, clock), new Error(message))
+  while (clock.waiting === 0) await new Promise(resolve => setImmediate(resolve))
+  await clock.advance(29_999)
+  assert.equal(clock.waiting, 1)
+  await clock.advance(1)
+  await refused
 })
 
 test('a kubeconfig in which something is missing is refused with what is missing', async t => {
@@ -313,13 +347,13 @@ test('a kubeconfig in which something is missing is refused with what is missing
   assert.deepEqual([namespace, await token(), server.href], ['default', undefined, 'http://127.0.0.1:1/'])
 })
 
-test('a server below a path is asked below that path', async t => {
+test('a server below a path receives its requests below that path', async t => {
   const api = await startApi(t)
   for (const below of ['/k8s/clusters/c-1', '/k8s/clusters/c-1/']) {
     api.asked.length = 0
     const path = kubeconfig(t, { server: `${api.url}${below}` }, {})
-    const { said, until, stop, running } = followed(t, () => load(path))
-    await until(() => said.length > 0)
+    const { reported, until, stop, running } = followed(t, () => load(path))
+    await until(() => reported.length > 0)
     stop.abort()
     await running
     assert.match(api.asked[0]!.url, /^\/k8s\/clusters\/c-1\/apis\/discovery\.k8s\.io\/v1\//)
@@ -351,13 +385,19 @@ test('KUBECONFIG comes first, of its files the first that exists; then the pod; 
   ]
   for (const [env, n] of cases) {
     set(env)
-    assert.equal((await loadCluster(never)).server.hostname, `127.0.0.${n}`, JSON.stringify(env))
+    assert.equal((await loadCluster(never, still)).server.hostname, `127.0.0.${n}`, JSON.stringify(env))
   }
   set({ HOME, ...pod })
-  // The account's files are not here.
-  await assert.rejects(loadCluster(never), /serviceaccount/)
+  // This machine has no files of a ServiceAccount.
+  await assert.rejects(loadCluster(never, still), /serviceaccount/)
   set({ HOME, KUBECONFIG: `/nowhere${delimiter}/nor/here` })
-  await assert.rejects(loadCluster(never), new Error('there is no kubeconfig at /nowhere or /nor/here'))
+  await assert.rejects(
+    loadCluster(never, still),
+    new Error('there is no kubeconfig at /nowhere or /nor/here'),
+  )
   set({ HOME: '/nowhere' })
-  await assert.rejects(loadCluster(never), new Error('there is no kubeconfig at /nowhere/.kube/config'))
+  await assert.rejects(
+    loadCluster(never, still),
+    new Error('there is no kubeconfig at /nowhere/.kube/config'),
+  )
 })

@@ -11,38 +11,40 @@ import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseSource } from '../../src/commands/values.ts'
-import { endpointsOf, type KubernetesTimes, kubernetesSource } from '../../src/endpoints/kubernetes.ts'
-import { Expected } from '../../src/errors.ts'
+import { endpointsOf, kubernetesSource } from '../../src/endpoints/kubernetes.ts'
 import { commonPort } from '../common-port.ts'
 import { start } from '../process.ts'
-import { follow, refuse, slice, startApi, status } from './api-server.ts'
+import { VirtualClock } from '../support/virtual-clock.ts'
+import { follow, refuse, SourceClock, slice, startApi, status } from './api-server.ts'
 
 type Api = Awaited<ReturnType<typeof startApi>>
 
-const TIMES = { watchSeconds: 60, silentMs: 10_000, backoffMs: 10, maxBackoffMs: 40, shortWatchMs: 20 }
+/** The source's own: events within it are computed together. */
+const GATHER_MS = 10
+/** The waits after failures, each shortened by a quarter. */
+const BACKOFFS_MS = [375, 750, 1500, 3000, 6000, 12_000, 22_500, 22_500]
 const SELECTOR = '?labelSelector=kubernetes.io%2Fservice-name%3Decho'
 const PATH = `/apis/discovery.k8s.io/v1/namespaces/farm/endpointslices${SELECTOR}`
 
-const source = (api: Api, times: Partial<KubernetesTimes> = {}) =>
-  kubernetesSource(
-    undefined,
-    'echo',
-    async () => ({ server: new URL(api.url), tls: {}, token: async () => 'secret', namespace: 'farm' }),
-    { ...TIMES, ...times },
-  )
+const source = (api: Api) =>
+  kubernetesSource(undefined, 'echo', async () => ({
+    server: new URL(api.url),
+    tls: {},
+    token: async () => 'secret',
+    namespace: 'farm',
+  }))
 
-const followed = (t: TestContext, api: Api, times?: Partial<KubernetesTimes>) => follow(t, source(api, times))
+const followed = <C extends VirtualClock = SourceClock>(t: TestContext, api: Api, clock?: C) =>
+  follow(t, source(api), clock)
 
 const line = (type: string, object: object) => `${JSON.stringify({ type, object })}\n`
 const open = (response: ServerResponse) => {
   response.writeHead(200, { 'content-type': 'application/json' }).flushHeaders()
   return response
 }
-/** Until a watch that has just been seen is no short one. */
-const stood = () => sleep(TIMES.shortWatchMs + 10)
-/** For an `answer` that has answered, or never will. */
+/** For an `answer` that has handled the request, even if it never answers. */
 const done = (_: unknown) => true
-const gaps = (list: readonly { readonly at: number }[]) => list.slice(1).map(({ at }, i) => at - list[i]!.at)
+const backoffs = (clock: SourceClock) => clock.waits.filter(ms => ms > GATHER_MS)
 
 function kubeconfig(t: TestContext, server: string): string {
   const folder = mkdtempSync(join(tmpdir(), 'roundelay-'))
@@ -59,16 +61,7 @@ function kubeconfig(t: TestContext, server: string): string {
   return path
 }
 
-test('what is not the name of a Service is refused, with what was expected', () => {
-  const NAMES = 'kubernetes:[NAMESPACE/]SERVICE with names of Kubernetes, not '
-  for (const bad of ['/echo', 'farm/', 'a/b/c', 'Echo', 'echo.farm', 'farm echo', '../x', 'a'.repeat(64)])
-    assert.throws(() => parseSource(`kubernetes:${bad}`), new Expected(`${NAMES}"${bad}"`), bad)
-  const KINDS = 'static:ADDR[*WEIGHT],…, dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE'
-  for (const bad of ['kubernetes', 'kubernetes:', 'Kubernetes:echo'])
-    assert.throws(() => parseSource(bad), new Expected(KINDS), bad)
-})
-
-test('a source asks for nothing but the list and the watch of its own slices', async t => {
+test('a source requests nothing but the list and the watch of its own slices', async t => {
   const api = await startApi(t)
   const { KUBECONFIG } = process.env
   process.env.KUBECONFIG = kubeconfig(t, `${api.url}/`)
@@ -108,7 +101,7 @@ test('the endpoints of all slices are one list, whatever the order; what cannot 
       addressType: 'IPv4',
       endpoints: [{ addresses: ['10.0.1.1'] }, { addresses: [] }],
     },
-    // Of several addresses the first.
+    // The first of several addresses is used.
     { metadata: { name: 'two' }, addressType: 'IPv4', endpoints: [{ addresses: ['10.0.1.2', '10.0.1.3'] }] },
   ] as const
   const addresses = ['10.0.0.9', '10.0.0.10', '10.0.1.1', '10.0.1.2', '2001:db8::1', 'fd00::1']
@@ -129,7 +122,7 @@ test('the endpoints of all slices are one list, whatever the order; what cannot 
   assert.deepEqual(endpointsOf([]), [])
 })
 
-test('conditions that are nil mean what the API says', () => {
+test('conditions that are nil mean what the API defines', () => {
   // ready, serving, terminating as given: y, n, or - for null and . for absent; and as understood.
   const table = [
     '... yyn',
@@ -155,7 +148,7 @@ test('conditions that are nil mean what the API says', () => {
   }
 })
 
-test('of an address that stands in two slices the better entry counts, in either order', () => {
+test('of an address that is in two slices the better entry counts, in either order', () => {
   const conditions = (letters: string) => ({
     ready: letters.includes('r'),
     serving: letters.includes('s'),
@@ -179,7 +172,7 @@ test('of an address that stands in two slices the better entry counts, in either
 test('slices that come, change and go are followed, also when several events come in one piece', async t => {
   const api = await startApi(t)
   api.put(slice('a', ['10.0.0.1', '10.0.0.2']), slice('b', null, 'IPv6'))
-  const { has, failures, said } = followed(t, api)
+  const { has, failures, reported } = followed(t, api)
   await has('10.0.0.1 rs', '10.0.0.2 rs')
   await api.until(() => api.watches.size === 1)
   api.put(slice('b', ['fd00::1'], 'IPv6'))
@@ -196,9 +189,9 @@ test('slices that come, change and go are followed, also when several events com
   api.write(line('DELETED', three[0]!) + line('DELETED', three[1]!))
   await has()
   assert.deepEqual(failures(), [])
-  // Nothing was ever said that the cluster had not said.
+  // Nothing was ever reported that the cluster did not have.
   assert.equal(
-    said.some(what => what.length > 3),
+    reported.some(report => report.length > 3),
     false,
   )
   assert.deepEqual([api.lists().length, api.watched().length], [1, 1])
@@ -211,7 +204,7 @@ test('an event may be cut into pieces anywhere, also inside a character', async 
   const [watch] = api.watches
   const piece = async (bytes: Buffer) => {
     await new Promise<void>(resolve => watch!.write(bytes, () => resolve()))
-    // So that it arrives on its own.
+    // The piece arrives alone.
     await new Promise(resolve => setImmediate(resolve))
   }
   const bytes = (n: number) => Buffer.from(line('MODIFIED', slice('a', [`10.0.${n >> 8}.${n & 255}`])))
@@ -228,10 +221,10 @@ test('an event may be cut into pieces anywhere, also inside a character', async 
 
 test('a watch whose time is over goes on from the last version, that of a bookmark too, without a new list', async t => {
   const api = await startApi(t)
-  const { has, said, failures } = followed(t, api)
+  const { has, reported, failures, longWatch } = followed(t, api)
   const versions = () => api.watched().map(({ query }) => query.get('resourceVersion'))
   const endWatch = async (watches: number) => {
-    await stood()
+    await longWatch()
     api.endWatches()
     await api.until(() => api.watched().length === watches && api.watches.size === 1)
   }
@@ -240,7 +233,7 @@ test('a watch whose time is over goes on from the last version, that of a bookma
   await has('10.0.0.1 rs')
   await endWatch(2)
   api.bookmark()
-  // Opaque, says the API: a client hands it back as it is.
+  // Versions are opaque: a client must send them back unchanged.
   api.write(line('BOOKMARK', { metadata: { resourceVersion: '103&limit=1 +' } }))
   await endWatch(3)
   assert.deepEqual(versions(), ['100', '101', '103&limit=1 +'])
@@ -250,13 +243,13 @@ test('a watch whose time is over goes on from the last version, that of a bookma
   assert.equal(versions()[3], '103')
   assert.equal(api.lists().length, 1)
   assert.deepEqual(failures(), [])
-  assert.deepEqual(said, [[], ['10.0.0.1 rs'], ['10.0.0.2 rs']])
+  assert.deepEqual(reported, [[], ['10.0.0.1 rs'], ['10.0.0.2 rs']])
 })
 
 test('a connection that is cut in the middle of an event loses nothing', async t => {
   const api = await startApi(t)
   api.put(slice('a', ['10.0.0.1']))
-  const { has, said, until } = followed(t, api)
+  const { has, reported, until, longWatch } = followed(t, api)
   await api.until(() => api.watches.size === 1)
   const [watch] = api.watches
   const text = line('MODIFIED', slice('a', ['10.0.0.2']))
@@ -264,29 +257,29 @@ test('a connection that is cut in the middle of an event loses nothing', async t
   api.watches.clear()
   api.put(slice('a', ['10.0.0.2']))
   api.cut()
-  await until(() => said.some(what => typeof what === 'string'))
+  await until(() => reported.some(report => typeof report === 'string'))
   await has('10.0.0.2 rs')
   const { host } = new URL(api.url)
-  assert.deepEqual(said, [
+  assert.deepEqual(reported, [
     ['10.0.0.1 rs'],
     `the Kubernetes API at ${host}: the connection was cut`,
     ['10.0.0.2 rs'],
   ])
-  // Whole as a line but without its end, from a server that ends in good order.
+  // The event is complete but its line has no end, and the server ends the response normally.
   await api.until(() => api.watches.size === 1)
   const [next] = api.watches
   api.watches.clear()
-  await stood()
+  await longWatch()
   api.put(slice('a', ['10.0.0.3']))
   next!.end(text.trimEnd())
   await has('10.0.0.3 rs')
 })
 
-test('a version that is too old, in each form that the API has for it, is cured by a new list and is no failure', async t => {
+test('a version that is too old, in each form that the API has for it, needs a new list and is not a failure', async t => {
   const api = await startApi(t)
   api.page = 1
   api.put(slice('a', ['10.0.0.1']), slice('b', ['10.0.0.2']))
-  const { has, failures, stop, running } = followed(t, api)
+  const { has, failures, stop, running, longWatch } = followed(t, api)
   await has('10.0.0.1 rs', '10.0.0.2 rs')
   await api.until(() => api.watches.size === 1)
   const listed = () => api.lists().filter(({ query }) => !query.has('continue')).length
@@ -294,10 +287,10 @@ test('a version that is too old, in each form that the API has for it, is cured 
     await has(`${address} rs`, '10.0.0.2 rs')
     await api.until(() => api.watches.size === 1)
     assert.equal(listed(), n, address)
-    await stood()
+    await longWatch()
   }
-  await stood()
-  // As an event of a watch that has just begun, and of one that stood for a while.
+  await longWatch()
+  // As an event of a watch that has just begun, and of a long one.
   api.endWatches()
   api.watches.clear()
   api.put(slice('a', ['10.0.0.0']))
@@ -307,7 +300,7 @@ test('a version that is too old, in each form that the API has for it, is cured 
   api.watches.clear()
   api.put(slice('a', ['10.0.0.1']))
   await relisted(3, '10.0.0.1')
-  // As the status of a watch.
+  // As the status of the answer to a watch.
   const refuseNext = (kind: string) => {
     api.answer = ({ kind: asked, query }, response) => {
       if (asked !== kind || (kind === 'list' && !query.has('continue'))) return false
@@ -330,20 +323,20 @@ test('a version that is too old, in each form that the API has for it, is cured 
   await api.until(() => api.watches.size === 1)
   assert.deepEqual([listed(), api.lists().length], [2, 4])
   assert.deepEqual([failures(), second.failures()], [[], []])
-  assert.deepEqual(second.said, [['10.0.0.0 rs', '10.0.0.2 rs']])
+  assert.deepEqual(second.reported, [['10.0.0.0 rs', '10.0.0.2 rs']])
 })
 
-test('a version that is always too old is told of', async t => {
+test('a version that is always too old is reported', async t => {
   const api = await startApi(t)
   api.answer = (_asked, response) => refuse(response, 410, 'too old')
   const { until, failures } = followed(t, api)
   await until(() => failures().length > 0)
-  assert.equal(failures()[0], 'the Kubernetes API says 410: too old')
+  assert.equal(failures()[0], 'the Kubernetes API answered 410: too old')
 })
 
-test('missing rights are told of with what is missing, and heal by themselves', async t => {
+test('missing rights are reported with what is missing; the source recovers when they are granted', async t => {
   const api = await startApi(t)
-  const { said, until, has, failures } = followed(t, api)
+  const { reported, until, has, failures } = followed(t, api)
   const forbidden =
     'endpointslices.discovery.k8s.io is forbidden: User "system:serviceaccount:farm:dns" cannot'
   const hint = ' (the ServiceAccount needs the verbs list and watch for endpointslices in discovery.k8s.io)'
@@ -356,95 +349,123 @@ test('missing rights are told of with what is missing, and heal by themselves', 
   for (const [i, [code, message, added]] of cases.entries()) {
     await api.until(() => api.watches.size === 1)
     api.answer = (_asked, response) => refuse(response, code, message)
-    said.length = 0
+    reported.length = 0
     api.cut()
     await until(() => failures().length >= 3)
-    assert.equal(said[1], `the Kubernetes API says ${code}: ${message}${added}`)
-    // The last endpoints stay: nothing else is said.
-    assert.equal(said.length, failures().length)
+    assert.equal(reported[1], `the Kubernetes API answered ${code}: ${message}${added}`)
+    // The last endpoints stay: nothing else is reported.
+    assert.equal(reported.length, failures().length)
     api.put(slice('a', [`10.0.0.${i + 1}`]))
     api.answer = () => false
     await has(`10.0.0.${i + 1} rs`)
   }
 })
 
-test('a refused watch does not hide behind lists that succeed: waits grow all the same', async t => {
+test('a refused watch does not hide behind lists that succeed: waits grow nevertheless', async t => {
   const api = await startApi(t)
   api.put(slice('a', ['10.0.0.1']))
-  t.mock.method(Math, 'random', () => 0)
-  const endings: readonly (readonly [string, (response: ServerResponse) => unknown, number?])[] = [
-    ['refused', response => refuse(response, 403, 'cannot watch')],
-    ['ended at once', response => open(response).end()],
-    ['cut after a while, unanswered', response => setTimeout(() => response.destroy(), 20), 10],
-    ['cut at once', response => open(response).destroy()],
+  const endings: readonly (readonly [string, (response: ServerResponse, clock: VirtualClock) => unknown])[] =
     [
-      'ended after a bookmark',
-      response => open(response).end(line('BOOKMARK', { metadata: { resourceVersion: '1' } })),
-    ],
-    ['too old at once', response => open(response).end(line('ERROR', { code: 410, message: 'too old' }))],
-  ]
-  for (const [what, answer, shortWatchMs = 1000] of endings) {
+      ['refused', response => refuse(response, 403, 'cannot watch')],
+      ['ended at once', response => open(response).end()],
+      [
+        'cut after a while, unanswered',
+        (response, clock) => clock.advance(2000).then(() => response.destroy()),
+      ],
+      ['cut at once', response => open(response).destroy()],
+      [
+        'ended after a bookmark',
+        response => open(response).end(line('BOOKMARK', { metadata: { resourceVersion: '1' } })),
+      ],
+      ['too old at once', response => open(response).end(line('ERROR', { code: 410, message: 'too old' }))],
+    ]
+  for (const [what, answer] of endings) {
     api.asked.length = 0
-    api.answer = ({ kind }, response) => kind === 'watch' && done(answer(response))
-    const { said, stop, running, failures } = followed(t, api, { shortWatchMs, maxBackoffMs: 160 })
-    await api.until(() => api.lists().length === 7)
+    api.answer = ({ kind }, response) => kind === 'watch' && done(answer(response, clock))
+    const { clock, reported, stop, running, failures } = followed(t, api)
+    await api.until(() => api.lists().length === BACKOFFS_MS.length + 1)
     stop.abort()
     await running
-    const waits = [10, 20, 40, 80, 160, 160]
-    for (const [i, gap] of gaps(api.lists()).entries())
-      assert.ok(gap >= waits[i]! - 2, `${what}, gap ${i}: ${gap}`)
-    assert.deepEqual(said[0], ['10.0.0.1 rs'], what)
+    assert.deepEqual(backoffs(clock).slice(0, BACKOFFS_MS.length), BACKOFFS_MS, what)
+    assert.deepEqual(reported[0], ['10.0.0.1 rs'], what)
     assert.ok(failures().length >= 5, what)
   }
 })
 
-test('waits are shortened at random and are short again after a watch that stood', async t => {
+test('waits are shortened at random, and are short again after a long watch', async t => {
   const api = await startApi(t)
-  const times = { backoffMs: 100, maxBackoffMs: 800 }
-  const { stop, running } = followed(t, api, { ...times, maxBackoffMs: 100 })
-  api.answer = (_asked, response) => refuse(response, 500, 'ill')
-  await api.until(() => api.lists().length === 9)
+  api.answer = (_asked, response) => refuse(response, 500, 'failed')
+  const given = [0, 0.5, 1 - Number.EPSILON, 0.2]
+  const clock = new SourceClock()
+  const { stop, running } = follow(t, source(api), clock, () => given.shift() ?? 0.5)
+  await api.until(() => api.lists().length === 5)
   stop.abort()
   await running
-  const random = gaps(api.lists())
-  assert.ok(Math.min(...random) < 95 && Math.min(...random) >= 48, `${random}`)
+  assert.deepEqual(
+    backoffs(clock)
+      .slice(0, 4)
+      .map(ms => Math.round(ms)),
+    [500, 750, 1000, 3600],
+  )
 
   api.asked.length = 0
-  t.mock.method(Math, 'random', () => 0)
-  followed(t, api, times)
+  const second = followed(t, api)
   await api.until(() => api.lists().length === 4)
   api.answer = () => false
   await api.until(() => api.watches.size === 1)
-  await stood()
-  const cut = performance.now()
+  await second.longWatch()
   api.cut()
   await api.until(() => api.lists().length === 6)
-  // The next wait would be 800 ms.
-  assert.ok(api.lists()[5]!.at - cut < 600)
+  assert.deepEqual(backoffs(second.clock), [375, 750, 1500, 3000, 375])
 })
 
-test('an API that is away, at first or later, is told of; what it said last stays, and it heals', async t => {
+test('events that come within 10 ms are computed together, and those of a watch that ends are not lost', async t => {
+  const api = await startApi(t)
+  const { clock, reported } = followed(t, api, new VirtualClock())
+  await api.until(() => api.watches.size === 1)
+  const addresses = Array.from({ length: 50 }, (_, i) => `10.0.0.${i}`)
+  /** The limit of the watch always waits; a second task means that an event has arrived. */
+  const arrived = async () => {
+    const count = reported.length
+    while (clock.waiting < 2 && reported.length === count) await new Promise(resolve => setImmediate(resolve))
+  }
+  api.write(addresses.map(address => line('ADDED', slice(address, [address]))).join(''))
+  await arrived()
+  await clock.advance(GATHER_MS - 1)
+  assert.deepEqual(reported, [[]])
+  await clock.advance(1)
+  assert.deepEqual(reported, [[], addresses.map(address => `${address} rs`)])
+
+  await clock.advance(1000)
+  api.write(addresses.map(address => line('DELETED', slice(address, [address]))).join(''))
+  await arrived()
+  api.endWatches()
+  await api.until(() => api.watched().length === 2)
+  assert.deepEqual(reported[2], [])
+})
+
+test('an API that is away, at first or later, is reported; its last endpoints stay, and the source recovers', async t => {
   const api = await startApi(t)
   await api.down()
-  const { said, until, has, failures } = followed(t, api)
+  const { reported, until, has, failures } = followed(t, api)
   await until(() => failures().length >= 3)
   const { host } = new URL(api.url)
   const away = `the Kubernetes API at ${host}: connect ECONNREFUSED ${host}`
-  assert.deepEqual([...new Set(said)], [away])
+  assert.deepEqual([...new Set(reported)], [away])
   api.put(slice('a', ['10.0.0.1']))
   await api.up()
   await has('10.0.0.1 rs')
   await api.until(() => api.watches.size === 1)
-  said.length = 0
+  reported.length = 0
   await api.down()
   await until(() => failures().length >= 3)
-  assert.deepEqual([...new Set(said)], [`the Kubernetes API at ${host}: the connection was cut`, away])
+  assert.deepEqual([...new Set(reported)], [`the Kubernetes API at ${host}: the connection was cut`, away])
   api.put(slice('a', ['10.0.0.2']))
   await api.up()
   await has('10.0.0.2 rs')
 })
 
-test('an API behind a name with several addresses, none of which answers, is told of with a reason', async t => {
+test('an API behind a name with several addresses, none of which answers, is reported with a reason', async t => {
   const api = await startApi(t)
   await api.down()
   api.url = api.url.replace('127.0.0.1', 'localhost')
@@ -472,11 +493,16 @@ test('an API that falls silent is noticed: in the list, before the watch and in 
   ]
   const { host } = new URL(api.url)
   for (const [kind, answer] of silent) {
+    api.asked.length = 0
     api.answer = (asked, response) => asked.kind === kind && done(answer(response))
-    const { until, has, failures, stop, running } = followed(t, api, { watchSeconds: 0.1, silentMs: 300 })
+    const { clock, until, has, failures, stop, running } = followed(t, api)
+    await api.until(() => api.asked.some(asked => asked.kind === kind))
+    const limitMs = kind === 'list' ? 10_000 : 40_000
+    await clock.advance(limitMs - 1)
+    assert.deepEqual(failures(), [])
+    await clock.advance(1)
     await until(() => failures().length === 1)
-    const ms = kind === 'list' ? 300 : 400
-    assert.equal(failures()[0], `the Kubernetes API at ${host}: no end of the answer within ${ms} ms`)
+    assert.equal(failures()[0], `the Kubernetes API at ${host}: the answer did not end within ${limitMs} ms`)
     api.answer = () => false
     await has('10.0.0.1 rs')
     await api.until(() => api.watches.size === 1)
@@ -486,9 +512,9 @@ test('an API that falls silent is noticed: in the list, before the watch and in 
   }
 })
 
-test('what is no event and no list is told of, and does not end the source', async t => {
+test('what is not an event or a list is reported, and does not end the source', async t => {
   const api = await startApi(t)
-  const { has, failures, until, said } = followed(t, api)
+  const { has, failures, until, reported, longWatch } = followed(t, api)
   const answers: readonly (readonly ['list' | 'watch', string, RegExp])[] = [
     ['watch', '{"type":"ADDED","obj\n', /: .*JSON/],
     ['watch', 'null\n', /: /],
@@ -496,7 +522,7 @@ test('what is no event and no list is told of, and does not end the source', asy
     [
       'watch',
       line('ERROR', { code: 500, message: 'etcdserver: request timed out' }),
-      /says 500: etcdserver: request timed out$/,
+      /answered 500: etcdserver: request timed out$/,
     ],
     ['watch', `"${'x'.repeat(9 * 2 ** 20)}`, /: a watch event is longer than 8388608 characters$/],
     ['list', '<html>', /: .*JSON/],
@@ -506,7 +532,7 @@ test('what is no event and no list is told of, and does not end the source', asy
   const { host } = new URL(api.url)
   for (const [i, [kind, body, message]] of answers.entries()) {
     await api.until(() => api.watches.size === 1)
-    said.length = 0
+    reported.length = 0
     api.answer = (asked, response) => {
       if (asked.kind !== kind) return false
       api.answer = () => false
@@ -516,33 +542,36 @@ test('what is no event and no list is told of, and does not end the source', asy
     }
     if (kind === 'list') api.cut()
     else {
-      await stood()
+      await longWatch()
       api.endWatches()
     }
     await until(() => failures().length === (kind === 'list' ? 2 : 1))
-    const told = failures().at(-1) ?? ''
-    assert.match(told, message, body.slice(0, 40))
-    assert.ok(told.startsWith(`the Kubernetes API ${told.includes('says') ? 'says' : `at ${host}: `}`), told)
+    const failure = failures().at(-1) ?? ''
+    assert.match(failure, message, body.slice(0, 40))
+    assert.ok(
+      failure.startsWith(`the Kubernetes API ${failure.includes('answered') ? 'answered' : `at ${host}: `}`),
+      failure,
+    )
     api.put(slice('a', [`10.0.0.${i + 1}`]))
     await has(`10.0.0.${i + 1} rs`)
   }
 })
 
-test('a list whose items are null is empty, and an unknown kind of event is passed over', async t => {
+test('a list whose items are null is empty, and an unknown kind of event is ignored', async t => {
   const api = await startApi(t)
   api.answer = ({ kind }, response) => {
     if (kind !== 'list') return false
     response.end(JSON.stringify({ metadata: { resourceVersion: '100' }, items: null }))
     return true
   }
-  const { until, said, has } = followed(t, api)
-  await until(() => said.length > 0)
-  assert.deepEqual(said, [[]])
+  const { until, reported, has } = followed(t, api)
+  await until(() => reported.length > 0)
+  assert.deepEqual(reported, [[]])
   await api.until(() => api.watches.size === 1)
   api.write(line('LATER', slice('b', ['10.0.0.9'])))
   api.put(slice('a', ['10.0.0.1']))
   await has('10.0.0.1 rs')
-  assert.deepEqual(said, [[], ['10.0.0.1 rs']])
+  assert.deepEqual(reported, [[], ['10.0.0.1 rs']])
 })
 
 test('5,000 endpoints in 50 slices are listed in pages', async t => {
@@ -550,10 +579,10 @@ test('5,000 endpoints in 50 slices are listed in pages', async t => {
   api.page = 7
   const addresses = Array.from({ length: 5000 }, (_, i) => `10.1.${Math.floor(i / 100)}.${i % 100}`)
   for (let i = 0; i < 50; i++) api.put(slice(`echo-${i}`, addresses.slice(i * 100, i * 100 + 100)))
-  const { said, until, failures } = followed(t, api)
-  await until(() => said.length > 0)
+  const { reported, until, failures } = followed(t, api)
+  await until(() => reported.length > 0)
   assert.deepEqual(
-    said[0],
+    reported[0],
     addresses.map(address => `${address} rs`),
   )
   assert.equal(api.lists().length, 8)
@@ -562,7 +591,7 @@ test('5,000 endpoints in 50 slices are listed in pages', async t => {
   assert.equal(api.watched()[0]!.query.get('resourceVersion'), '150')
   const begun = performance.now()
   for (let i = 0; i < 50; i++) api.put(slice(`echo-${i}`, addresses.slice(i * 100 + 1, i * 100 + 100)))
-  await until(() => (said.at(-1)?.length ?? 0) === 4950)
+  await until(() => (reported.at(-1)?.length ?? 0) === 4950)
   t.diagnostic(`50 events with 100 endpoints each were taken in ${Math.round(performance.now() - begun)} ms`)
   assert.deepEqual(failures(), [])
 })
@@ -577,37 +606,39 @@ test('abort ends a source at once, whatever it waits for, and leaves no connecti
     ['the rest of the list', ({ kind }, response) => kind === 'list' && open(response).write('{')],
     ['the watch', ({ kind }) => kind === 'watch'],
     ['events', () => false],
-    ['the next attempt', (_asked, response) => refuse(response, 500, 'ill')],
+    ['the next attempt', (_asked, response) => refuse(response, 500, 'failed')],
   ]
   for (const [what, answer] of quiet) {
     api.asked.length = 0
     api.answer = answer
-    const { stop, running, said, until } = followed(t, api, { backoffMs: 60_000, maxBackoffMs: 60_000 })
-    if (what === 'the next attempt') await until(() => said.length > 0)
+    const { clock, stop, running, reported, until } = followed(t, api, new VirtualClock())
+    if (what === 'the next attempt') await until(() => reported.length > 0)
     else
       await api.until(() => api.asked.some(({ kind }) => kind === (what.endsWith('list') ? 'list' : 'watch')))
-    const count = said.length
+    const count = reported.length
     stop.abort()
     await running
     await api.until(() => api.connections() === 0)
-    assert.equal(said.length, count, what)
+    assert.deepEqual([reported.length, clock.waiting], [count, 0], what)
   }
 })
 
 test('a process whose source was aborted ends by itself', async t => {
   const api = await startApi(t)
   const script = `
+    import { systemClock } from '${new URL('../../src/clock.ts', import.meta.url)}'
     import { parseSource } from '${new URL('../../src/commands/values.ts', import.meta.url)}'
     const stop = new AbortController()
     const source = parseSource('kubernetes:echo')
-    await source({ publish: () => setTimeout(() => stop.abort(), 50), fail: console.error }, stop.signal)
+    const sink = { publish: () => setImmediate(() => stop.abort()), fail: console.error }
+    await source(sink, stop.signal, systemClock, Math.random)
   `
   const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
     env: { ...process.env, KUBECONFIG: kubeconfig(t, api.url) },
     stdio: 'inherit',
   })
   t.after(() => child.kill('SIGKILL'))
-  // Far below the time of a watch, and far above what it takes.
+  // Shorter than a watch, and far longer than needed.
   assert.deepEqual(await once(child, 'close', { signal: AbortSignal.timeout(20_000) }), [0, null])
 })
 
@@ -640,7 +671,7 @@ async function startDns(t: TestContext, api: Api, args: readonly string[]) {
 
 test('the whole program answers with what a Service has, and a pod that goes leaves the answer at its event', async t => {
   const api = await startApi(t)
-  // The list is kept back, to see that nothing is answered before it.
+  // The list is held back, to see that nothing is answered before it.
   let release = () => {}
   api.answer = ({ kind }, response) => {
     if (kind !== 'list') return false
@@ -673,7 +704,7 @@ test('the whole program answers with what a Service has, and a pod that goes lea
   t.diagnostic(
     `event to answer, ${times.length} times: median ${times.sort((a, b) => a - b)[times.length >> 1]} ms, most ${times.at(-1)} ms`,
   )
-  // Nothing is ready: those that still serve.
+  // No endpoint is ready: those that still serve are answered.
   await change(
     '127.0.4.2',
     slice('a', [
@@ -688,11 +719,15 @@ test('the whole program answers with what a Service has, and a pod that goes lea
   await api.down()
   const { reason } = await process.line('source fails: the last good answer stays in use')
   assert.match(String(reason), /^the Kubernetes API at /)
-  await sleep(1500)
+  // Further failures change nothing, and are not reported again.
+  api.answer = (_asked, response) => refuse(response, 500, 'failed')
+  const lists = api.lists().length
+  await api.up()
+  await api.until(() => api.lists().length === lists + 2)
   assert.deepEqual([await answer(), await ready()], [pods.join(' '), 200])
   assert.equal(process.lines.filter(({ msg }) => msg.startsWith('source fails')).length, 1)
   api.put(slice('a', ['127.0.4.9']))
-  await api.up()
+  api.answer = () => false
   await until('127.0.4.9')
   await process.line('source is well again')
   process.process.kill('SIGTERM')
@@ -704,7 +739,7 @@ test('the whole program is ready only when a round of checks has followed the fi
   const api = await startApi(t)
   const port = await commonPort('127.0.4.1', '127.0.4.2')
   api.put(slice('a', ['127.0.4.1', '127.0.4.2']))
-  const check = ['--check', `udp:${port}`, '--check-interval', '2s', '--check-timeout', '1s']
+  const check = ['--check', `udp:${port}`, '--check-interval', '2s', '--check-timeout', '2s']
   const echo = start(t, ['echo', '--listen', `127.0.4.1:${port}`, '--admin', '127.0.4.1:0'])
   await echo.line('echo replica ready')
   const mute = createSocket('udp4').bind(port, '127.0.4.2')

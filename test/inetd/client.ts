@@ -1,5 +1,6 @@
-/** What tests of inetd share: programs to put behind it, clients, and a look at processes. */
+/** What the tests of inetd share: programs to run behind it, clients, and the state of processes. */
 
+import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
@@ -13,7 +14,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { connect, isIPv6, type NetConnectOpts, type Socket } from 'node:net'
-import { tmpdir } from 'node:os'
+import { tmpdir, userInfo } from 'node:os'
 import { join } from 'node:path'
 import { test as nodeTest, type TestContext } from 'node:test'
 import { whyUnavailable } from '../../src/sys/available.ts'
@@ -24,25 +25,32 @@ import { until } from '../sys/kernel.ts'
 
 export const root = process.getuid?.() === 0
 
-// What a test runner was started with may not be close-on-exec.
+// Descriptors that the test runner inherited must not reach programs.
 for (const fd of readdirSync('/proc/self/fd').map(Number)) if (fd > 2) closeOnExec(fd)
 
 const why = await whyUnavailable()
 const needs =
   why ?? (has('perl') ? undefined : 'the programs behind inetd are written in Perl, which is not here')
 
-/** node:test's, skipped where inetd or the programs behind it cannot run. */
+/** The one of node:test, skipped where inetd or the programs behind it cannot run. */
 export const test = (name: string, body: (t: TestContext) => void | Promise<void>, skip?: string | false) =>
   nodeTest(name, { skip: (needs ?? skip) || false, timeout: 60_000 }, body)
 
-/** Ports that are free on 127.0.0.1 and ::1, each different. */
+const givenPorts = new Set<number>()
+
+/** Ports that are free on 127.0.0.1 and ::1. None is given twice, so that tests may run at the same time. */
 export async function ports(count: number): Promise<number[]> {
-  const found = new Set<number>()
-  while (found.size < count) found.add(await commonPort('127.0.0.1', '::1'))
-  return [...found]
+  const found: number[] = []
+  while (found.length < count) {
+    const port = await commonPort('127.0.0.1', '::1')
+    if (givenPorts.has(port)) continue
+    givenPorts.add(port)
+    found.push(port)
+  }
+  return found
 }
 
-/** A folder that everybody may read, gone when the test ends. */
+/** A folder that everybody may read. It is removed when the test ends. */
 export function folder(t: TestContext): string {
   const path = mkdtempSync(join(tmpdir(), 'roundelay-inetd-'))
   chmodSync(path, 0o755)
@@ -50,9 +58,9 @@ export function folder(t: TestContext): string {
   return path
 }
 
-/** `%d` etc. are nothing special here; each program says who it is, so that tests see which process answered. */
+/** Programs in Perl. They report their process id, so that tests see which process answered. */
 const programs = {
-  /** Accepts on descriptor 0, as many clients as its argument says, and ends when none comes for 10 s. */
+  /** Accepts on descriptor 0 as many clients as its argument says, and ends if none arrives for 10 s. */
   accept: `
     my $left = shift // 1;
     $SIG{ALRM} = sub { exit 0 };
@@ -64,7 +72,7 @@ const programs = {
       print $client "$$ $text";
       close $client;
     }`,
-  /** Answers datagrams on descriptor 0, as many as its argument says. */
+  /** Answers as many datagrams on descriptor 0 as its argument says. */
   recvfrom: `
     my $left = shift // 1;
     $SIG{ALRM} = sub { exit 0 };
@@ -73,7 +81,10 @@ const programs = {
       my $peer = recv(STDIN, my $text, 65536, 0) // die "recv: $!";
       send(STDOUT, "$$ $text", 0, $peer);
     }`,
-  /** Says what it was given: to the connection, to the first client, or to the sender of the first datagram. */
+  /**
+   * Reports its descriptors, ids and environment: to the connection, the first client, or the sender of the
+   * first datagram.
+   */
   tell: `
     opendir(my $dir, '/proc/self/fd');
     my $own = fileno $dir;
@@ -88,6 +99,7 @@ const programs = {
       'fds ' . join(' ', sort { $a <=> $b } @fds),
       'same ' . (readlink('/proc/self/fd/0') eq readlink('/proc/self/fd/1') && readlink('/proc/self/fd/1') eq readlink('/proc/self/fd/2') ? 1 : 0),
       'blocking ' . ($flags & O_NONBLOCK ? 0 : 1),
+      'timeouts ' . join(' ', map { join '.', unpack 'q2', getsockopt(STDIN, SOL_SOCKET, $_) } SO_RCVTIMEO, SO_SNDTIMEO),
       'ids ' . join(' ', split /\\s+/, "$status{Uid} $status{Gid}"),
       'groups ' . join(' ', sort split ' ', $status{Groups}),
       # Perl itself ignores SIGFPE.
@@ -100,7 +112,7 @@ const programs = {
     else { syswrite STDOUT, $text }`,
 } as const
 
-/** The path of a program, which is there until the test ends. */
+/** Creates a program and returns its path. It is removed when the test ends. */
 export function program(t: TestContext, name: keyof typeof programs): string {
   const path = join(folder(t), name)
   writeFileSync(
@@ -116,7 +128,7 @@ export interface Told {
   readonly [field: string]: unknown
 }
 
-/** What the program \`tell\` said. */
+/** Parses the report of the program `tell`. */
 export function told(text: string): Told {
   const lines = text.split('\n').filter(Boolean)
   const pair = (line: string, by: string) => {
@@ -128,7 +140,10 @@ export function told(text: string): Told {
   return { ...Object.fromEntries(fields), env: Object.fromEntries(env) }
 }
 
-/** A connection, with a promise of all that it gets until the other side ends it. Destroyed when the test ends. */
+/**
+ * A connection, with a promise of all that it receives until the other side ends it. It is destroyed when the
+ * test ends.
+ */
 export async function client(
   t: TestContext,
   where: number | string,
@@ -139,7 +154,7 @@ export async function client(
   t.after(() => void socket.destroy())
   let got = ''
   const all = new Promise<string>(resolve => {
-    // A reset is an end too: tests look at what came before it.
+    // A reset is an end too: tests look at what was received before it.
     for (const event of ['end', 'error', 'close']) socket.on(event, () => resolve(got))
   })
   socket.setEncoding('latin1').on('data', data => {
@@ -149,7 +164,7 @@ export async function client(
   return Object.assign(socket, { all, soFar: () => got })
 }
 
-/** Connects, says it, half-closes, and gives all that comes back. */
+/** Connects, sends `text`, half-closes, and resolves with all that comes back. */
 export async function talk(
   t: TestContext,
   where: number | string,
@@ -163,7 +178,7 @@ export async function talk(
   return all
 }
 
-/** Resolves with undefined when connected, else with the code of why not. */
+/** Resolves with undefined if a connection can be made, otherwise with the code of the error. */
 export async function refusal(port: number, host = '127.0.0.1'): Promise<string | undefined> {
   const socket = connect({ port, host })
   const code = await once(socket, 'connect').then(
@@ -174,7 +189,7 @@ export async function refusal(port: number, host = '127.0.0.1'): Promise<string 
   return code
 }
 
-/** A UDP socket on a loopback address, closed when the test ends. */
+/** A UDP socket on a loopback address. It is closed when the test ends. */
 export async function udp(t: TestContext, host = '127.0.0.1', port = 0) {
   const socket = createSocket({ type: isIPv6(host) ? 'udp6' : 'udp4', reuseAddr: true })
   t.after(() => new Promise<void>(resolve => void socket.close(resolve)))
@@ -183,7 +198,7 @@ export async function udp(t: TestContext, host = '127.0.0.1', port = 0) {
   await once(socket, 'listening')
   const there = host.startsWith('127.') ? '127.0.0.1' : host
   const sendTo = (to: string, payload: string, port: number) => socket.send(payload, port, to)
-  /** One datagram, and the first one that comes back. */
+  /** Sends one datagram, and resolves with the first that comes back. */
   const askAt = async (to: string, payload: string, port: number): Promise<Buffer> => {
     const before = got.length
     sendTo(to, payload, port)
@@ -199,7 +214,7 @@ export async function udp(t: TestContext, host = '127.0.0.1', port = 0) {
   }
 }
 
-/** Child processes that live or were not waited for. */
+/** Child processes that run, and zombies. */
 export function childrenOf(pid: number): { readonly pid: number; readonly state: string }[] {
   const tasks = readdirSync(`/proc/${pid}/task`)
   const pids = tasks.flatMap(task =>
@@ -211,7 +226,7 @@ export function childrenOf(pid: number): { readonly pid: number; readonly state:
   })
 }
 
-/** As in proc_pid_stat(5); undefined for a process that is gone. */
+/** As in proc_pid_stat(5); undefined if there is no such process. */
 export function stateOf(pid: number): string | undefined {
   try {
     return /\) (\w)/.exec(readFileSync(`/proc/${pid}/stat`, 'utf8'))?.[1]
@@ -220,7 +235,7 @@ export function stateOf(pid: number): string | undefined {
   }
 }
 
-/** What each descriptor of a process is. */
+/** What each descriptor of a process refers to. */
 export const descriptorsOf = (pid: number): string[] =>
   readdirSync(`/proc/${pid}/fd`)
     .map(fd => {
@@ -232,7 +247,7 @@ export const descriptorsOf = (pid: number): string[] =>
     })
     .filter(Boolean)
 
-/** The inode of a listening TCP or a UDP socket on 127.0.0.1: another socket has another. */
+/** The inode of a listening TCP or a UDP socket on 127.0.0.1. It identifies the socket. */
 export function inodeOf(port: number, table: 'tcp' | 'udp' = 'tcp'): string | undefined {
   const address = `0100007F:${port.toString(16).toUpperCase().padStart(4, '0')}`
   const state = table === 'tcp' ? '0A' : '07'
@@ -245,21 +260,22 @@ export function inodeOf(port: number, table: 'tcp' | 'udp' = 'tcp'): string | un
 export interface Superserver extends Running {
   readonly file: string
   readonly admin: number
-  /** Writes the file and sends SIGHUP; resolves when it was read, or could not be. */
+  /** Writes the file and sends SIGHUP. Resolves when inetd has read it, or has failed to. */
   reload(conf: string | undefined): Promise<void>
   state(): Promise<Record<string, { readonly service: string; readonly [field: string]: unknown }>>
 }
 
-/** `roundelay inetd` with this configuration. */
+/** `roundelay inetd` with this configuration; `shell` as for `start`. */
 export async function superserver(
   t: TestContext,
   conf: string,
   args: readonly string[] = [],
   env: NodeJS.ProcessEnv = {},
+  shell?: string,
 ): Promise<Superserver> {
   const file = join(folder(t), 'inetd.conf')
   writeFileSync(file, conf)
-  const running = start(t, ['inetd', file, '--admin', '127.0.0.1:0', ...args], env)
+  const running = start(t, ['inetd', file, '--admin', '127.0.0.1:0', ...args], env, shell)
   const ready = await running.line('inetd ready')
   const admin = Number(/:(\d+)$/.exec(String(ready.admin))?.[1])
   const reads = () =>
@@ -284,6 +300,30 @@ export async function superserver(
   }
 }
 
+/** Connects `count` times, a few at a time, and checks that inetd keeps no process and no descriptor. */
+export async function manyConnections(t: TestContext, count: number): Promise<void> {
+  const [port] = await ports(1)
+  const me = userInfo().username
+  const server = await superserver(t, `127.0.0.1:${port} stream tcp nowait.0 ${me} /bin/cat cat`)
+  assert.equal(await talk(t, port!, 'warm up'), 'warm up')
+  await until(() => childrenOf(server.pid).length === 0)
+  // Connections to the admin server come and go by themselves, so that there may be fewer in the end.
+  const before = descriptorsOf(server.pid)
+  let left = count
+  const worker = async () => {
+    while (left-- > 0) {
+      const text = `connection ${left}`
+      assert.equal(await talk(t, port!, text), text)
+    }
+  }
+  await Promise.all(Array.from({ length: 16 }, worker))
+  await until(() => childrenOf(server.pid).length === 0)
+  await until(() => descriptorsOf(server.pid).length <= before.length)
+  const { started, running, failed, refused } = (await server.state())[`${port}/tcp`]!
+  const expected = { started: count + 1, running: 0, failed: 0, refused: 0 }
+  assert.deepEqual({ started, running, failed, refused }, expected)
+}
+
 interface Member {
   readonly name: string
   readonly uid: number
@@ -292,8 +332,8 @@ interface Member {
   readonly groups: string
 }
 
-/** Somebody on this machine who is in more groups than the one of passwd(5). */
-function someMember(): Member | undefined {
+/** A user of this machine, other than root, who is in more groups than that of passwd(5). */
+function findMember(wanted: (name: string) => boolean): Member | undefined {
   const rows = (file: string) =>
     readFileSync(file, 'utf8')
       .split('\n')
@@ -301,28 +341,29 @@ function someMember(): Member | undefined {
   const groups = rows('/etc/group')
   for (const [name, , uid, gid] of rows('/etc/passwd')) {
     const others = groups.filter(([, , id, members = '']) => id !== gid && members.split(',').includes(name!))
-    if (!name || others.length === 0 || uid === '0') continue
+    if (!name || others.length === 0 || uid === '0' || !wanted(name)) continue
     const all = [...new Set([gid, ...others.map(([, , id]) => id)])].sort().join(' ')
     return { name, uid: Number(uid), gid: Number(gid), groups: all }
   }
   return undefined
 }
 
-const TEST_USER = 'roundelay-test'
-const TEST_GROUP = 'roundelay-test-group'
+const TEST_USERS = 'roundelay-test'
 
-/** Likewise; where there is nobody, root makes somebody until the test ends. */
+/** Likewise. If there is none, root creates one until the test ends. */
 export function member(t: TestContext): Member | undefined {
-  const found = someMember()
+  // Those of other test processes do not stay.
+  const found = findMember(name => !name.startsWith(TEST_USERS))
   if (found || !root || !has('useradd') || !has('groupadd')) return found
-  execFileSync('groupadd', ['--system', TEST_GROUP])
-  t.after(() => execFileSync('groupdel', [TEST_GROUP]))
-  execFileSync('useradd', ['--system', '--no-create-home', '-g', 'nogroup', '-G', TEST_GROUP, TEST_USER])
-  t.after(() => execFileSync('userdel', [TEST_USER]))
-  return someMember()
+  const name = `${TEST_USERS}-${process.pid}`
+  execFileSync('groupadd', ['--system', name])
+  t.after(() => execFileSync('groupdel', [name]))
+  execFileSync('useradd', ['--system', '--no-create-home', '-g', 'nogroup', '-G', name, name])
+  t.after(() => execFileSync('userdel', [name]))
+  return findMember(other => other === name)
 }
 
-/** Skips where there is no such member. */
-export const noMember = 'no user here is in two groups, and only root can make one'
+/** Why a test that needs a member is skipped. */
+export const noMember = 'no user here is in two groups, and only root can create one'
 
 export { until }

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { describe as inWords, parseInetdConf, parseServices, sameEntry } from '../../src/inetd/conf.ts'
+import { isIpv6 } from '../../src/address.ts'
+import { parseInetdConf, parseServices } from '../../src/inetd/conf.ts'
+import { type Entry, describe as inWords, sameEntry } from '../../src/inetd/entry.ts'
 
 const services = `# In the form of services(5).
 tcpmux		1/tcp				# TCP port service multiplexer
@@ -34,11 +36,22 @@ const entriesOf = (text: string) => {
 const one = (text: string) => {
   const entries = entriesOf(text)
   assert.equal(entries.length, 1, text)
-  return entries[0]
+  return entries[0]!
+}
+function ofKind<K extends Entry['kind']>(kind: K, entry: Entry): Extract<Entry, { kind: K }> {
+  assert.equal(entry.kind, kind)
+  return entry as Extract<Entry, { kind: K }>
+}
+function socketsOf(entry: Entry) {
+  assert.ok(entry.kind !== 'tcpmux')
+  return entry.sockets
+}
+function familiesOf(entry: Entry): number[] {
+  const sockets = socketsOf(entry)
+  assert.ok(sockets.family === 'inet')
+  return sockets.addresses.map(({ address }) => (isIpv6(address) ? 6 : 4))
 }
 const keys = (text: string) => entriesOf(text).map(({ key }) => key)
-
-const tab = (text: string) => text.replaceAll(' ', '\t')
 
 const protocol = 'expected one of tcp, udp, tcp4, tcp6, udp4, udp6, tcp46, udp46, unix'
 const address = 'expected * or IP addresses such as 127.0.0.1,[::1] (names are not looked up)'
@@ -53,7 +66,7 @@ const clean = 'expected UTF-8 text without control characters'
 const names = 'expected at most the name of the internal service'
 const datagramWait = 'expected wait (or one datagram starts the program for ever)'
 
-/** Lines, and all that is said of each after `inetd.conf:1: Cannot parse `. */
+/** Bad lines, and the message about each after `inetd.conf:1: Cannot parse `. */
 // biome-ignore format: a table
 const malformed: readonly (readonly [line: string, message: string])[] = [
   ['echo', `line "echo": ${fields}`],
@@ -69,7 +82,7 @@ const malformed: readonly (readonly [line: string, message: string])[] = [
   [`7 stream tcp nowait root /bin/sh sh -c 'echo`, `line "7 stream tcp nowait root /bin/sh sh -c 'echo": expected another ' before the line ends`],
   [`7 stream tcp nowait root /bin/sh "a\n b"`, `line "7 stream tcp nowait root /bin/sh "a b"": expected another " before the line ends`],
   [`don't`, `line "don't": expected another ' before the line ends`],
-  // Texts that are none.
+  // Not text.
   ['echo\0 stream tcp nowait root internal', `line "echo\\u{0} stream tcp nowait root internal": ${clean}`],
   ['echo stream\r tcp nowait root internal', `line "echo stream\\u{d} tcp nowait root internal": ${clean}`],
   ['echo \x1b[1m', `line "echo \\u{1b}[1m": ${clean}`],
@@ -188,7 +201,7 @@ describe('a bad line', () => {
       )
     })
 
-  test('is called by the file and by the first of its lines', () => {
+  test('is identified by the file and its first line', () => {
     const { problems } = parseInetdConf(
       '\r\n# one\r\n\r\necho stream\r\n tcp\r\n never root internal\r\n',
       '/etc/x',
@@ -204,7 +217,7 @@ describe('a bad line', () => {
     ])
   })
 
-  test('takes its continuations with it', () => {
+  test('is bad together with its continuation lines', () => {
     const text = 'echo stream sctp nowait root\n\tinternal\necho stream tcp nowait root internal'
     assert.deepEqual(messages(text), [`inetd.conf:1: Cannot parse protocol "sctp": ${protocol}`])
     assert.deepEqual(
@@ -213,20 +226,20 @@ describe('a bad line', () => {
     )
   })
 
-  test('that has two faults is told of the first', () =>
+  test('with two mistakes is reported with the first', () =>
     assert.deepEqual(messages('a b c d e f'), [
       'inetd.conf:1: Cannot parse socket type "b": expected one of stream, dgram',
     ]))
 
-  test('among problems comes in the order of lines', () => {
+  test('is listed among the problems in the order of lines', () => {
     const line = 'echo stream tcp nowait root internal\n'
     assert.deepEqual(
-      parse(`${line}${line}bad\n`).problems.map(problem => problem.line),
-      [2, 3],
+      parse(`bad\n${line}${line}bad\n`).problems.map(problem => problem.line),
+      [1, 2, 4],
     )
   })
 
-  test('passes on what a look-up throws', () => {
+  test('does not hide an error that the look-up throws', () => {
     const fault = new TypeError('a bug')
     const faulty = () => {
       throw fault
@@ -245,63 +258,75 @@ describe('an entry', () => {
       {
         entries: [
           {
+            kind: 'exec',
             key: 'udp 127.0.0.1:69',
             line: 2,
             service: 'tftp',
-            socketType: 'dgram',
             protocol: 'udp',
-            families: [4],
-            addresses: [{ address: '127.0.0.1', port: 69 }],
+            sockets: {
+              family: 'inet',
+              transport: 'udp',
+              addresses: [{ address: '127.0.0.1', port: 69 }],
+            },
             wait: true,
             maxPerMinute: 9,
             user: 'nobody',
             group: 'tftp',
-            program: { kind: 'exec', path: '/usr/sbin/in.tftpd', argv: ['in.tftpd', '-s', '/srv/my tftp'] },
+            program: { path: '/usr/sbin/in.tftpd', argv: ['in.tftpd', '-s', '/srv/my tftp'] },
           },
         ],
         problems: [],
+        warnings: [],
       },
     ))
 
-  test('may be internal, and then never waits', () =>
+  test('may be internal, and then has no program', () =>
     assert.deepEqual(one('echo dgram udp wait root internal'), {
+      kind: 'internal',
       key: 'udp 0.0.0.0:7, udp [::]:7',
       line: 1,
       service: 'echo',
-      socketType: 'dgram',
       protocol: 'udp',
-      families: [4, 6],
-      addresses: [
-        { address: '0.0.0.0', port: 7 },
-        { address: '::', port: 7 },
-      ],
-      wait: false,
+      sockets: {
+        family: 'inet',
+        transport: 'udp',
+        addresses: [
+          { address: '0.0.0.0', port: 7 },
+          { address: '::', port: 7 },
+        ],
+      },
       maxPerMinute: 256,
       user: 'root',
-      program: { kind: 'internal', name: 'echo' },
+      name: 'echo',
     }))
 
-  test('may be a unix socket: a path, colons and all, of which addresses say nothing', () => {
+  test('may be a unix socket, whose path may contain colons and to which addresses do not apply', () => {
     const entry = one('[::1]:\n*:/run/a:b.sock stream unix nowait nobody /bin/cat')
-    assert.deepEqual(
-      [entry!.key, entry!.path, entry!.service],
-      Array(3).fill('/run/a:b.sock').with(0, 'unix /run/a:b.sock'),
-    )
-    assert.deepEqual([entry!.addresses, entry!.families], [[], []])
+    assert.deepEqual([entry.key, entry.service], ['unix /run/a:b.sock', '/run/a:b.sock'])
+    assert.deepEqual(socketsOf(entry), { family: 'unix', path: '/run/a:b.sock' })
     const longest = `/${'x'.repeat(106)}`
-    assert.equal(one(`${longest} stream unix wait nobody /bin/cat`)!.path, longest)
-    assert.equal(one('/run/x stream unix nowait nobody internal echo')!.program.kind, 'internal')
+    const { sockets } = ofKind('exec', one(`${longest} stream unix wait nobody /bin/cat`))
+    assert.deepEqual(sockets, { family: 'unix', path: longest })
+    assert.equal(one('/run/x stream unix nowait nobody internal echo').kind, 'internal')
   })
 
-  test('may be a service of tcpmux, whose name has no case (RFC 1078)', () => {
+  test('may be a service of tcpmux, in whose name case does not matter (RFC 1078)', () => {
     const [date, phone] = entriesOf(
       '127.0.0.1:\ntcpmux/+Date stream tcp nowait guest /bin/date date\ntcpmux/phonebook stream tcp nowait.3 guest /usr/bin/phone',
     )
-    assert.deepEqual(
-      [date!.key, date!.tcpmux, date!.addresses],
-      ['tcpmux date', { name: 'date', plus: true }, []],
-    )
-    assert.deepEqual([phone!.key, phone!.tcpmux], ['tcpmux phonebook', { name: 'phonebook', plus: false }])
+    const shown = [date!, phone!].map(entry => {
+      const { key, name, plus, program } = ofKind('tcpmux', entry)
+      return { key, name, plus, program }
+    })
+    assert.deepEqual(shown, [
+      { key: 'tcpmux date', name: 'date', plus: true, program: { path: '/bin/date', argv: ['date'] } },
+      {
+        key: 'tcpmux phonebook',
+        name: 'phonebook',
+        plus: false,
+        program: { path: '/usr/bin/phone', argv: ['/usr/bin/phone'] },
+      },
+    ])
     assert.equal(phone!.maxPerMinute, 3)
   })
 
@@ -313,22 +338,25 @@ describe('an entry', () => {
       ['7007 stream tcp nowait root internal echo', 'echo'],
       ['7007 dgram udp nowait root internal chargen', 'chargen'],
       ['sink stream tcp nowait root internal discard', 'discard'],
-      ['tcpmux stream tcp nowait root internal', 'tcpmux'],
-      ['7001 stream tcp nowait root internal tcpmux', 'tcpmux'],
       ['daytime dgram udp wait root internal', 'daytime'],
       ['time stream tcp nowait root internal', 'time'],
     ]
-    for (const [line, name] of table) assert.deepEqual(one(line!)!.program, { kind: 'internal', name }, line!)
+    for (const [line, name] of table) assert.equal(ofKind('internal', one(line!)).name, name, line!)
+    for (const line of [
+      'tcpmux stream tcp nowait root internal',
+      '7001 stream tcp nowait root internal tcpmux',
+    ])
+      assert.equal(one(line).kind, 'multiplexer', line)
   })
 
-  test('has a limit of starts behind "." or ":", 256 without, none for 0', () => {
+  test('has a limit of starts after "." or ":", which is 256 by default, and none if it is 0', () => {
     const limits = ['nowait', 'nowait.40', 'nowait:40', 'wait.1', 'wait:999999999', 'nowait.0'].map(
-      wait => one(`7 stream tcp ${wait} root /bin/cat`)!.maxPerMinute,
+      wait => one(`7 stream tcp ${wait} root /bin/cat`).maxPerMinute,
     )
     assert.deepEqual(limits, [256, 40, 40, 1, 999_999_999, Number.POSITIVE_INFINITY])
   })
 
-  test('has a user, and a group behind ":" or "."', () => {
+  test('has a user, and a group after ":" or "."', () => {
     const table: [text: string, user: string, group?: string][] = [
       ['root', 'root'],
       ['_fingerd', '_fingerd'],
@@ -340,15 +368,11 @@ describe('an entry', () => {
     ]
     for (const [text, user, group] of table) {
       const entry = one(`7 stream tcp nowait ${text} /bin/cat`)
-      assert.deepEqual(
-        [entry!.user, entry!.group, 'group' in entry!],
-        [user, group, group !== undefined],
-        text,
-      )
+      assert.deepEqual([entry.user, entry.group, 'group' in entry!], [user, group, group !== undefined], text)
     }
   })
 
-  test('has the arguments that are written, quotes taken off', () => {
+  test('has arguments without their quotes', () => {
     const table: [written: string, argv: string[]][] = [
       ['', ['/bin/sh']],
       ['sh', ['sh']],
@@ -363,18 +387,18 @@ describe('an entry', () => {
       [`sh ${'a '.repeat(4000)}`, ['sh', ...Array(4000).fill('a')]],
     ]
     for (const [written, argv] of table) {
-      const { program } = one(`7 stream tcp nowait root /bin/sh ${written}`)!
-      assert.deepEqual(program, { kind: 'exec', path: '/bin/sh', argv }, written)
+      const { program } = ofKind('exec', one(`7 stream tcp nowait root /bin/sh ${written}`))
+      assert.deepEqual(program, { path: '/bin/sh', argv }, written)
     }
-    const quoted = one(`'7' stream tcp nowait root "/opt/my program"`)!.program
-    assert.deepEqual(quoted, { kind: 'exec', path: '/opt/my program', argv: ['/opt/my program'] })
+    const quoted = ofKind('exec', one(`'7' stream tcp nowait root "/opt/my program"`)).program
+    assert.deepEqual(quoted, { path: '/opt/my program', argv: ['/opt/my program'] })
   })
 })
 
 describe('addresses', () => {
   const rest = 'stream tcp nowait root internal'
 
-  test('are of both families, or of that of the protocol', () => {
+  test('are of both families, or of the family of the protocol', () => {
     const table = [
       ['tcp', 'tcp 0.0.0.0:7, tcp [::]:7'],
       ['tcp46', 'tcp 0.0.0.0:7, tcp [::]:7'],
@@ -382,26 +406,26 @@ describe('addresses', () => {
       ['tcp6', 'tcp [::]:7'],
     ]
     for (const [protocol, key] of table)
-      assert.equal(one(`echo stream ${protocol} nowait root internal`)!.key, key)
+      assert.equal(one(`echo stream ${protocol} nowait root internal`).key, key)
     for (const [protocol, key] of table)
       assert.equal(
-        one(`echo dgram ${protocol!.replace('tcp', 'udp')} nowait root internal`)!.key,
+        one(`echo dgram ${protocol!.replace('tcp', 'udp')} nowait root internal`).key,
         key!.replaceAll('tcp', 'udp'),
       )
   })
 
-  test('stand before a service, as many as are wanted, each once and in RFC 5952 form', () => {
-    assert.equal(one(`127.0.0.1:echo ${rest}`)!.key, 'tcp 127.0.0.1:7')
-    assert.equal(one(`[0:0::1]:7 ${rest} echo`)!.key, 'tcp [::1]:7')
-    assert.equal(one(`::1:7 ${rest} echo`)!.key, 'tcp [::1]:7')
-    assert.equal(one(`[fe80::1%eth0]:7 ${rest} echo`)!.key, 'tcp [fe80::1%eth0]:7')
+  test('before a service are listed once each, in the form of RFC 5952', () => {
+    assert.equal(one(`127.0.0.1:echo ${rest}`).key, 'tcp 127.0.0.1:7')
+    assert.equal(one(`[0:0::1]:7 ${rest} echo`).key, 'tcp [::1]:7')
+    assert.equal(one(`::1:7 ${rest} echo`).key, 'tcp [::1]:7')
+    assert.equal(one(`[fe80::1%eth0]:7 ${rest} echo`).key, 'tcp [fe80::1%eth0]:7')
     const several = one(`127.0.0.2,[::1],127.0.0.1,[0::1]:echo ${rest}`)
-    assert.equal(several!.key, 'tcp 127.0.0.2:7, tcp [::1]:7, tcp 127.0.0.1:7')
-    assert.deepEqual(several!.families, [4, 6])
-    assert.equal(one('127.0.0.1,[::1]:echo stream tcp6 nowait root internal')!.key, 'tcp [::1]:7')
+    assert.equal(several.key, 'tcp 127.0.0.2:7, tcp [::1]:7, tcp 127.0.0.1:7')
+    assert.deepEqual(familiesOf(several), [4, 6, 4])
+    assert.equal(one('127.0.0.1,[::1]:echo stream tcp6 nowait root internal').key, 'tcp [::1]:7')
   })
 
-  test('alone on a line are for the lines after it', () => {
+  test('alone on a line are the default of the lines after it', () => {
     const text = `echo ${rest}
 127.0.0.1,[::1]:
 discard ${rest}
@@ -421,7 +445,7 @@ tcpmux ${rest}`
     ])
   })
 
-  test('that are a bad default let nothing listen elsewhere', () => {
+  test('that are a bad default do not let the lines after it listen elsewhere', () => {
     for (const bad of ['localhost:', '127.0.0.1, 127.0.0.2:', '127.0.0.1\0:', `${'x'.repeat(9000)}:`]) {
       const { entries, problems } = parse(
         `127.0.0.1:\n${bad}\necho ${rest}\n[::1]:echo ${rest}\n/run/x stream unix nowait root /bin/cat\n*:\ndiscard ${rest}`,
@@ -447,8 +471,8 @@ tcpmux ${rest}`
       'tcp [::1]:7',
       'tcp 127.0.0.1:7',
     ])
-    assert.deepEqual(entriesOf(`echo ${rest}\necho ${tcp6}`)[0]!.families, [4])
-    // Two others: nothing is taken from them.
+    assert.deepEqual(familiesOf(entriesOf(`echo ${rest}\necho ${tcp6}`)[0]!), [4])
+    // The addresses differ: nothing is taken away.
     assert.deepEqual(keys(`echo ${rest}\n[::1]:echo ${tcp6}`), ['tcp 0.0.0.0:7, tcp [::]:7', 'tcp [::1]:7'])
     assert.deepEqual(keys(`echo ${rest}\ndiscard ${tcp6}`), ['tcp 0.0.0.0:7, tcp [::]:7', 'tcp [::]:9'])
     assert.deepEqual(keys(`echo ${rest}\necho dgram udp6 wait root internal`), [
@@ -458,57 +482,80 @@ tcpmux ${rest}`
   })
 })
 
-test('two lines for the same socket: the later is bad, and names the first', () => {
+test('of two lines for the same socket the last is used, and the message says so', () => {
   // biome-ignore format: a table
-  const table: [first: string, second: string, what: string][] = [
+  const table: [first: string, second: string, what: string, left?: string][] = [
     ['echo stream tcp nowait root internal', 'echo stream tcp nowait root /bin/cat', 'service "echo": expected another socket (tcp 0.0.0.0:7'],
-    ['echo stream tcp nowait root internal', '7 stream tcp4 nowait root /bin/cat', 'service "7": expected another socket (tcp 0.0.0.0:7'],
-    ['echo stream tcp46 nowait root internal', 'echo stream tcp6 nowait root internal', 'service "echo": expected another socket (tcp [::]:7'],
+    ['echo stream tcp nowait root internal', '7 stream tcp4 nowait root /bin/cat', 'service "echo": expected another socket (tcp 0.0.0.0:7', 'tcp [::]:7'],
+    ['echo stream tcp46 nowait root internal', 'echo stream tcp6 nowait root internal', 'service "echo": expected another socket (tcp [::]:7', 'tcp 0.0.0.0:7'],
     ['[::]:echo stream tcp6 nowait root internal', '[::]:echo stream tcp nowait root internal', 'service "echo": expected another socket (tcp [::]:7'],
-    ['discard dgram udp wait root internal', 'sink dgram udp wait root /bin/cat', 'service "sink": expected another socket (udp 0.0.0.0:9'],
+    ['discard dgram udp wait root internal', 'sink dgram udp wait root /bin/cat', 'service "discard": expected another socket (udp 0.0.0.0:9'],
     ['[::1]:echo stream tcp nowait root internal', '127.0.0.1,[0::1]:echo stream tcp nowait root internal', 'service "echo": expected another socket (tcp [::1]:7'],
     ['/run/x stream unix nowait root /bin/cat', '/run/x stream unix wait root /bin/cat', 'service "/run/x": expected another socket (unix /run/x'],
-    ['tcpmux/x stream tcp nowait root /bin/cat', 'tcpmux/+X stream tcp nowait root /bin/cat', 'service "tcpmux/+X": expected another socket (tcpmux x'],
+    ['tcpmux/x stream tcp nowait root /bin/cat', 'tcpmux/+X stream tcp nowait root /bin/cat', 'service "tcpmux/x": expected another socket (tcpmux x'],
   ]
-  for (const [first, second, what] of table) {
+  for (const [first, second, what, left] of table) {
     const { entries, problems } = parse(`#\n${first}\n#\n${second}\ntime stream tcp nowait root internal`)
     assert.deepEqual(
       problems.map(({ message }) => message),
-      [`inetd.conf:4: Cannot parse ${what}: see line 2)`],
+      [`inetd.conf:2: Cannot parse ${what}: line 4 is used)`],
     )
     assert.deepEqual(
       entries.map(({ line }) => line),
-      [2, 5],
+      left ? [2, 4, 5] : [4, 5],
+    )
+    if (left) assert.equal(entries[0]!.key, left)
+  }
+})
+
+test('no entry after an IPsec policy is accepted until "#@" ends it', () => {
+  for (const policy of [
+    '#@ in ipsec esp/transport//require',
+    '#@out ipsec ah/transport//require',
+    '#@ ipsec esp/transport//require',
+    '#@\tbypass',
+    '#@(#)inetd.conf 8.1',
+  ]) {
+    const text = `${policy}
+echo stream tcp nowait root internal
+#@
+discard stream tcp nowait root internal
+#@ \t
+time stream tcp nowait root internal`
+    assert.deepEqual(messages(text), [
+      `inetd.conf:1: Cannot parse line "${policy.replace('\t', ' ')}": expected no IPsec policy (not supported)`,
+      'inetd.conf:2: Cannot parse line "echo stream tcp nowait root internal": expected no IPsec policy in force, as that of line 1 is',
+    ])
+    assert.deepEqual(
+      parse(text).entries.map(({ service }) => service),
+      ['discard', 'time'],
     )
   }
 })
 
-test('after an IPsec policy nothing serves, until "#@" ends it', () => {
-  const text = `#@ in ipsec esp/transport//require
-echo stream tcp nowait root internal
-#@
-discard stream tcp nowait root internal
-#@(#)inetd.conf 8.1: no policy
-time stream tcp nowait root internal`
-  assert.deepEqual(messages(text), [
-    'inetd.conf:1: Cannot parse line "#@ in ipsec esp/transport//require": expected no IPsec policy (not supported)',
-    'inetd.conf:2: Cannot parse line "echo stream tcp nowait root internal": expected no IPsec policy in force, as that of line 1 is',
+test('an indented line that looks like an entry of its own is a warning', () => {
+  const text = `7 stream tcp nowait root /bin/cat cat
+  8 stream tcp nowait root /bin/cat cat
+# Ends the entry.
+  9 stream tcp nowait root /bin/cat cat
+13 stream tcp nowait root
+  /bin/sh -c stream
+`
+  assert.deepEqual(parse(text).warnings, [
+    { line: 2, message: 'inetd.conf:2: This line continues the entry of line 1, as it is indented' },
   ])
-  assert.deepEqual(
-    parse(text).entries.map(({ service }) => service),
-    ['discard', 'time'],
-  )
+  assert.deepEqual(messages(text), [])
 })
 
 describe('a file', () => {
   const shown = (text: string) => entriesOf(text).map(entry => `${entry.line}: ${inWords(entry)}`)
 
-  test('of nothing has nothing', () => {
+  test('without entries is empty', () => {
     for (const text of ['', '\n', '\r\n', '  \t\n\n', '#', '# a\n  # b\n#@\n', '*:', '127.0.0.1:\n'])
-      assert.deepEqual(parse(text), { entries: [], problems: [] }, JSON.stringify(text))
+      assert.deepEqual(parse(text), { entries: [], problems: [], warnings: [] }, JSON.stringify(text))
   })
 
-  test('as Debian has it', () => {
+  test('of Debian is understood', () => {
     const text = `# /etc/inetd.conf:  see inetd(8) for further informations.
 #
 # <service_name> <sock_type> <proto> <flags> <user> <server_path> <args>
@@ -532,13 +579,11 @@ tftp		dgram	udp4	wait	nobody	/usr/sbin/tcpd	/usr/sbin/in.tftpd --tftpd-timeout 3
       '12: TCP port 23 on every address: a new /usr/sbin/tcpd for each connection, as root, at most 256 a minute',
       '15: UDP port 69 on every IPv4 address: /usr/sbin/tcpd gets the socket while a datagram waits, one at a time, as nobody, at most 256 a minute',
     ])
-    const { program } = entriesOf(text)[4]!
-    assert.deepEqual(program.kind === 'exec' && program.argv, [
-      ...['/usr/sbin/in.tftpd', '--tftpd-timeout', '300', '/srv/tftp'],
-    ])
+    const { program } = ofKind('exec', entriesOf(text)[4]!)
+    assert.deepEqual(program.argv, ['/usr/sbin/in.tftpd', '--tftpd-timeout', '300', '/srv/tftp'])
   })
 
-  test('as OpenBSD and FreeBSD have it, with a line for each family', () => {
+  test('of OpenBSD or FreeBSD, with a line for each family, is understood', () => {
     const text = `#	$OpenBSD$
 # define *both* IPv4 and IPv6 entries for dual-stack support.
 finger		stream	tcp	nowait	_fingerd /usr/libexec/fingerd	fingerd -lsm
@@ -559,7 +604,7 @@ daytime		stream	tcp6	nowait	root	internal
     ])
   })
 
-  test('as NetBSD has it, with "." and ":", quotes and continuations', () => {
+  test('of NetBSD, with "." and ":", quotes and continuation lines, is understood', () => {
     const text = `ident	stream	tcp	wait	nobody.kmem /usr/libexec/identd	identd -w -t60
 127.0.0.1:
 ftp		stream	tcp
@@ -574,7 +619,7 @@ ftp		stream	tcp
     ])
   })
 
-  test("as the examples of GNU's manual have it, aligned with spaces, with tcpmux", () => {
+  test("of GNU's manual, aligned with spaces and with tcpmux, is understood", () => {
     const text = `ftp           stream  tcp   nowait root  /usr/libexec/ftpd       ftpd -l
 ntalk         dgram   udp   wait   root  /usr/libexec/ntalkd     ntalkd
 tcpmux        stream  tcp   nowait root  internal
@@ -590,14 +635,14 @@ tcpmux/phonebook stream tcp nowait guest /usr/local/bin/phonebook phonebook
     ])
   })
 
-  test('may end its lines as Windows does, or not end the last', () => {
+  test('may have the line ends of Windows, or none after the last line', () => {
     const text =
       'echo stream tcp\r\n\tnowait root internal\r\n\r\n# x\r\n7009 stream tcp nowait nobody /bin/cat'
     assert.deepEqual(entriesOf(text), entriesOf(text.replaceAll('\r', '')))
     assert.deepEqual(keys(text), ['tcp 0.0.0.0:7, tcp [::]:7', 'tcp 0.0.0.0:7009, tcp [::]:7009'])
   })
 
-  test('may have white space before an entry that goes on with nothing', () =>
+  test('may have white space before an entry if there is no entry to continue', () =>
     assert.deepEqual(
       entriesOf(
         '  echo stream tcp nowait root internal\n\n\tdiscard stream tcp nowait root internal\n # c\n time stream tcp nowait root internal',
@@ -616,48 +661,6 @@ tcpmux/phonebook stream tcp nowait guest /usr/local/bin/phonebook phonebook
   })
 })
 
-describe('in words', () => {
-  // biome-ignore format: a table
-  const table = [
-    ['7007 stream tcp nowait root internal echo', 'TCP port 7007 on every address: echo, answered inside inetd without a program'],
-    ['127.0.0.1:tftp dgram udp wait nobody:tftp /usr/sbin/in.tftpd', 'UDP port 69 on 127.0.0.1: /usr/sbin/in.tftpd gets the socket while a datagram waits, one at a time, as nobody:tftp, at most 256 a minute'],
-    ['7009 stream tcp nowait nobody /bin/cat', 'TCP port 7009 on every address: a new /bin/cat for each connection, as nobody, at most 256 a minute'],
-    ['7010 stream tcp wait.0 root /usr/bin/perl', 'TCP port 7010 on every address: /usr/bin/perl gets the listening socket and accepts by itself, one at a time, as root'],
-    ['127.0.0.1,[::1]:7009 stream tcp nowait.0 nobody /bin/cat', 'TCP port 7009 on 127.0.0.1, ::1: a new /bin/cat for each connection, as nobody'],
-    ['0.0.0.0,127.0.0.1:7009 stream tcp nowait.1 nobody /bin/cat', 'TCP port 7009 on 0.0.0.0, 127.0.0.1: a new /bin/cat for each connection, as nobody, at most 1 a minute'],
-    ['[::]:7009 stream tcp nowait.0 nobody /bin/cat', 'TCP port 7009 on every IPv6 address: a new /bin/cat for each connection, as nobody'],
-    ['/run/x.sock stream unix nowait.9 nobody /bin/cat', 'unix socket /run/x.sock: a new /bin/cat for each connection, as nobody, at most 9 a minute'],
-    ['/run/x.sock stream unix wait.9 nobody /bin/cat', 'unix socket /run/x.sock: /bin/cat gets the listening socket and accepts by itself, one at a time, as nobody, at most 9 a minute'],
-  ]
-  for (const [line, words] of table) test(line, () => assert.equal(inWords(one(line!)!), words))
-})
-
-test('an entry that is read again is the same, wherever it stands, unless anything of it changed', () => {
-  const base = '7009 stream tcp nowait nobody /bin/cat cat -u'
-  const entry = one(base)
-  assert.ok(sameEntry(entry!, one(`# moved\n\n${tab(base)}`)!))
-  assert.ok(sameEntry(entry!, one(`*:${base}`)!))
-  const changed = [
-    base.replace('nowait', 'wait'),
-    base.replace('nowait', 'nowait.9'),
-    base.replace('nowait', 'nowait.0'),
-    base.replace('nobody', 'root'),
-    base.replace('nobody', 'nobody:tty'),
-    base.replace('/bin/cat', '/bin/dog'),
-    base.replace(' -u', ''),
-    base.replace('-u', '"-u "'),
-    base.replace('/bin/cat cat -u', 'internal echo'),
-  ]
-  for (const text of changed) {
-    const other = one(text)
-    assert.ok(!sameEntry(entry!, other!), text)
-    assert.equal(other!.key, entry!.key, text)
-  }
-  const elsewhere = ['7008', '127.0.0.1:7009'].map(place => base.replace('7009', place))
-  for (const text of [...elsewhere, base.replace('tcp', 'tcp4')])
-    assert.notEqual(one(text)!.key, entry!.key, text)
-})
-
 describe('services', () => {
   test('have names, aliases and comments, for each protocol', () => {
     assert.deepEqual(
@@ -669,7 +672,7 @@ describe('services', () => {
     assert.deepEqual([lookUp('tftp', 'tcp'), lookUp('ftp', 'udp')], [undefined, undefined])
   })
 
-  test('of another form are passed over, and the first of a name counts', () => {
+  test('of another form are ignored, and the first line with a name decides', () => {
     const find = parseServices(
       'a 1/tcp x # y\r\n b 2/tcp\nb 3/tcp\nx 4/tcp\nc\nd 5\ne 6/sctp\nf 0/tcp\ng 65536/tcp\nh /tcp\ni 7/tcp#z\n#j 8/tcp\nk -9/tcp\nl 65535/udp m',
     )
@@ -678,7 +681,7 @@ describe('services', () => {
   })
 })
 
-test('no text makes it throw, and what it says of one is well-formed', () => {
+test('no text makes the parser throw, and its messages are well-formed', () => {
   let seed = 1
   const below = (limit: number) => {
     seed = (Math.imul(seed, 1_664_525) + 1_013_904_223) >>> 0

@@ -5,39 +5,43 @@ import { readFileSync } from 'node:fs'
 import { type AddressInfo, createServer, type Socket } from 'node:net'
 import type { TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
-import { CANNOT_RUN, type ExecOrders, type MuxOrders, ORDERS } from '../../src/inetd/exec.ts'
+import { CANNOT_RUN, type ExecOrders, type MuxOrders, ORDERS, REPORT } from '../../src/inetd/exec.ts'
+import { has } from '../process.ts'
 import { client, member, noMember, program, root, stateOf, test, told, until } from './client.ts'
 
 const shim = fileURLToPath(new URL('../../src/inetd/exec.ts', import.meta.url))
 const PATH = process.env.PATH ?? ''
 const orRoot = root ? false : 'only root can become somebody else'
 
-/** The shim with a connection as 0, 1 and 2, as inetd starts it, and the client of that connection. */
-async function shimFor(
-  t: TestContext,
-  orders: ExecOrders | MuxOrders,
-  user: { uid?: number; gid?: number } = {},
-) {
+/**
+ * Starts the shim as inetd does, with a connection as descriptors 0, 1 and 2, and returns the client of that
+ * connection.
+ */
+async function shimFor(t: TestContext, orders: ExecOrders | MuxOrders, wrapper: readonly string[] = []) {
   const server = createServer({ pauseOnConnect: true, allowHalfOpen: true }).listen(0, '127.0.0.1')
   await once(server, 'listening')
   t.after(() => void server.close())
   const accepted = once(server, 'connection')
   const peer = await client(t, (server.address() as AddressInfo).port)
   const [connection]: Socket[] = (await accepted) as [Socket]
-  const child: ChildProcess = spawn(process.execPath, [shim], {
-    stdio: [connection, connection, connection],
+  const [command, ...args] = [...wrapper, process.execPath, shim]
+  const child: ChildProcess = spawn(command!, args, {
+    stdio: [connection, connection, connection, 'pipe'],
     env: { ...process.env, [ORDERS]: JSON.stringify(orders) },
-    ...user,
   })
   connection.destroy()
   t.after(() => void child.kill('SIGKILL'))
-  const ended = once(child, 'exit').then(([code, signal]) => code ?? signal)
-  return { peer, child, ended }
+  let report = ''
+  child.stdio[REPORT]!.on('data', data => {
+    report += data
+  })
+  const ended = once(child, 'close').then(([code, signal]) => code ?? signal)
+  return { peer, child, ended, report: () => report && JSON.parse(report) }
 }
 
 const root0 = { name: 'root', uid: 0, gid: 0, supplementary: false }
 
-test('the shim becomes the program: same process, argv as ordered, that environment and nothing else', async t => {
+test('the shim becomes the program: the same process with the ordered arguments and environment', async t => {
   const path = program(t, 'tell')
   const env = { PATH, GREETING: 'hello\nworld', PROTO: 'TCP' }
   const orders = { path: '/usr/bin/env', argv: ['an-odd-name', 'perl', path, 'a b'], account: undefined, env }
@@ -48,6 +52,7 @@ test('the shim becomes the program: same process, argv as ordered, that environm
   assert.equal(said.fds, '0 1 2')
   assert.equal(said.same, '1')
   assert.equal(said.blocking, '1')
+  assert.equal(said.timeouts, '0.0 0.0')
   assert.equal(said.cmdline, `perl ${path} a b`)
   assert.ok(child.pid)
 })
@@ -65,7 +70,7 @@ test('no signal is ignored or blocked in the program, though Node ignores some',
 })
 
 test(
-  'the shim takes on user, group and supplementary groups of a user who has some',
+  'the shim takes on the user, the group and the supplementary groups',
   async t => {
     const who = member(t)
     if (!who) return t.skip(noMember)
@@ -80,7 +85,7 @@ test(
 )
 
 test(
-  'the shim gives a user without supplementary groups none of those of root',
+  'the shim does not leave the groups of root to a user without supplementary groups',
   async t => {
     const account = { name: 'daemon', uid: 1, gid: 1, supplementary: false }
     const orders = { path: program(t, 'tell'), argv: ['tell'], account, env: { PATH: '/usr/bin:/bin' } }
@@ -91,23 +96,39 @@ test(
   orRoot,
 )
 
-test('a program that cannot be run ends the shim with 127, and its client is told nothing', async t => {
-  for (const path of ['/nonexistent', '/etc/passwd', '/', '/etc/passwd/x']) {
-    const { peer, ended } = await shimFor(t, { path, argv: ['x'], account: undefined, env: {} })
+test('if the program cannot be run the shim exits with 127, and the client receives nothing', async t => {
+  for (const [path, code] of [
+    ['/nonexistent', 'ENOENT'],
+    ['/etc/passwd', 'EACCES'],
+    ['/', 'EACCES'],
+    ['/etc/passwd/x', 'ENOTDIR'],
+  ] as const) {
+    const { peer, ended, report } = await shimFor(t, { path, argv: ['x'], account: undefined, env: {} })
     assert.equal(await ended, CANNOT_RUN, path)
     assert.equal(await peer.all, '', path)
+    assert.deepEqual([report().program, report().code], [path, code])
   }
 })
 
+/**
+ * Runs a command as a root that cannot change its user. Unlike another user it can read the checkout wherever
+ * that lies.
+ */
+const withoutSetuid = ['setpriv', '--bounding-set', '-setuid,-setgid', '--inh-caps', '-setuid,-setgid']
+
 test(
-  'who may not become somebody becomes nobody at all: the program is not run',
+  'a program is not run if the shim may not take on its user',
   async t => {
-    const orders = { path: '/bin/echo', argv: ['echo', 'run'], account: root0, env: {} }
-    const { peer, ended } = await shimFor(t, orders, { uid: 65534, gid: 65534 })
-    assert.equal(await ended, CANNOT_RUN)
+    const path = program(t, 'tell')
+    const account = root ? { name: 'daemon', uid: 1, gid: 1, supplementary: false } : root0
+    const orders = { path, argv: ['tell'], account, env: { PATH } }
+    const { peer, ended, report } = await shimFor(t, orders, root ? withoutSetuid : [])
     assert.equal(await peer.all, '')
+    assert.equal(await ended, CANNOT_RUN)
+    assert.equal(report().code, 'EPERM')
+    assert.match(report().message, /initgroups/)
   },
-  orRoot,
+  root && !has('setpriv') && 'no setpriv',
 )
 
 const services: MuxOrders['services'] = [
@@ -116,29 +137,29 @@ const services: MuxOrders['services'] = [
   { name: 'missing', plus: true, path: '/nonexistent', argv: ['x'], account: undefined },
 ]
 
-/** What comes back through tcpmux. */
+/** The answer of tcpmux to `text`. */
 async function multiplexed(t: TestContext, text: string): Promise<string> {
   const { peer } = await shimFor(t, { services, env: {} })
   peer.end(text)
   return peer.all
 }
 
-test('tcpmux (RFC 1078) answers with the services that it has, one on a line, to help', async t => {
+test('tcpmux (RFC 1078) answers "help" with its services, one on each line', async t => {
   assert.equal(await multiplexed(t, 'help\r\n'), 'greet\r\ncopy\r\nmissing\r\n')
   assert.equal(await multiplexed(t, 'HELP\r\n'), 'greet\r\ncopy\r\nmissing\r\n')
 })
 
-test('tcpmux says "+" for a service that cannot, and lets the others speak for themselves', async t => {
+test('tcpmux sends "+" for a service with a plus, and nothing for the others', async t => {
   assert.equal(await multiplexed(t, 'greet\r\n'), '+Go\r\nhello\n')
   assert.equal(await multiplexed(t, 'copy\r\nall of it\r\n'), 'all of it\r\n')
 })
 
-test('tcpmux does not tell cases apart, and takes a bare line feed', async t => {
+test('tcpmux ignores case, and accepts a bare line feed', async t => {
   assert.equal(await multiplexed(t, 'GrEeT\r\n'), '+Go\r\nhello\n')
   assert.equal(await multiplexed(t, 'greet\n'), '+Go\r\nhello\n')
 })
 
-test('tcpmux takes no octet more than the line: the rest is the program’s', async t => {
+test('tcpmux reads no octet beyond the line, which leaves the rest to the program', async t => {
   const { peer } = await shimFor(t, { services, env: {} })
   for (const octet of 'copy\r\none') {
     peer.write(octet)
@@ -148,18 +169,39 @@ test('tcpmux takes no octet more than the line: the rest is the program’s', as
   assert.equal(await peer.all, 'one two')
 })
 
-test('tcpmux refuses what it does not have with "-"', async t => {
+test('tcpmux answers a request for an unknown service with "-"', async t => {
   for (const name of ['nothing', '', 'greet ', '+greet'])
     assert.match(await multiplexed(t, `${name}\r\n`), /^-.+\r\n$/, JSON.stringify(name))
 })
 
-test('tcpmux ends without a word when no line comes, or one that is no name', async t => {
+test('tcpmux ends without an answer if it receives no line, or one that is too long', async t => {
   assert.equal(await multiplexed(t, ''), '')
   assert.equal(await multiplexed(t, 'greet'), '')
   assert.equal(await multiplexed(t, 'x'.repeat(10_000)), '')
 })
 
-test('others cannot read the environment of programs off the arguments of the shim', async t => {
+test('a program behind tcpmux gets a socket without time-outs', async t => {
+  const path = program(t, 'tell')
+  const mux = [{ name: 'tell', plus: false, path, argv: ['tell'], account: undefined }]
+  const { peer } = await shimFor(t, { services: mux, env: { PATH } })
+  peer.end('tell\r\n')
+  const said = told(await peer.all)
+  assert.equal(said.timeouts, '0.0 0.0')
+  assert.equal(said.blocking, '1')
+})
+
+test('tcpmux ends for a client that sends no name, or sends it too slowly', async t => {
+  const silent = await shimFor(t, { services, env: {}, nameTimeoutMs: 200 })
+  assert.equal(await silent.peer.all, '')
+  assert.equal(await silent.ended, 0)
+  const slow = await shimFor(t, { services, env: {}, nameTimeoutMs: 200 })
+  const octets = setInterval(() => slow.peer.write('x'), 20)
+  t.after(() => clearInterval(octets))
+  assert.equal(await slow.peer.all, '')
+  assert.equal(await slow.ended, 0)
+})
+
+test('the environment of programs is not visible in the arguments of the shim', async t => {
   const { child, peer } = await shimFor(t, { services, env: { SECRET: 'xyzzy' } })
   await until(() => stateOf(child.pid as number) === 'S')
   assert.doesNotMatch(readFileSync(`/proc/${child.pid}/cmdline`, 'utf8'), /xyzzy/)

@@ -20,7 +20,7 @@ nothing:x:201
 old:x:202:,
 `
 
-test('a user has the group of passwd(5), and no others unless group(5) says so', () => {
+test('a user has the group of passwd(5), and others only if group(5) lists them', () => {
   assert.deepEqual(findAccount(passwd, group, 'root'), { name: 'root', uid: 0, gid: 0, supplementary: false })
   assert.deepEqual(findAccount(passwd, group, 'games'), {
     name: 'games',
@@ -30,16 +30,16 @@ test('a user has the group of passwd(5), and no others unless group(5) says so',
   })
 })
 
-test('a user who is listed only in the own group has no supplementary ones', () => {
+test('a user whom only their own group lists has no supplementary groups', () => {
   assert.equal(findAccount(passwd, group, 'web').supplementary, false)
 })
 
-test('a member is found by the whole name', () => {
+test('a member is compared by the whole name', () => {
   assert.equal(findAccount(passwd, group, 'webmaster').supplementary, true)
   assert.equal(findAccount(passwd, 'logs:x:200:webmaster', 'web').supplementary, false)
 })
 
-test('a group that is named goes before that of passwd(5)', () => {
+test('a group in the entry takes precedence over that of passwd(5)', () => {
   assert.deepEqual(findAccount(passwd, group, 'root', 'logs'), {
     name: 'root',
     uid: 0,
@@ -49,12 +49,12 @@ test('a group that is named goes before that of passwd(5)', () => {
   assert.deepEqual(
     findAccount(passwd, group, 'web', 'tty'),
     { name: 'web', uid: 1000, gid: 5, supplementary: true },
-    'the own group is then one of the supplementary ones',
+    'the group of passwd(5) is then a supplementary one',
   )
   assert.equal(findAccount(passwd, group, 'games', 'tty').supplementary, false)
 })
 
-test('who is in neither file is named', () => {
+test('the error names the user or group that is missing', () => {
   assert.throws(() => findAccount(passwd, group, 'nobody'), {
     message: 'there is no user "nobody" in /etc/passwd',
   })
@@ -63,4 +63,27 @@ test('who is in neither file is named', () => {
   })
   assert.throws(() => findAccount('', '', 'root'), { message: 'there is no user "root" in /etc/passwd' })
   assert.throws(() => findAccount(passwd, group, '# In the form of passwd(5).'), /there is no user/)
+})
+
+test('a line whose uid or gid is no decimal number in range is not a user or a group', () => {
+  for (const id of ['', '0x0', '-1', '4294967295', '4294967296', '1e3', ' 0', '0 ', '+1', 'root']) {
+    assert.throws(
+      () => findAccount(`u:x:${id}:5::/:/bin/sh`, '', 'u'),
+      /there is no user "u"/,
+      `uid ${JSON.stringify(id)}`,
+    )
+    assert.throws(
+      () => findAccount(`u:x:5:${id}::/:/bin/sh`, '', 'u'),
+      /there is no user "u"/,
+      `gid ${JSON.stringify(id)}`,
+    )
+    assert.throws(
+      () => findAccount('u:x:5:5::/:/bin/sh', `g:x:${id}:u`, 'u', 'g'),
+      /there is no group "g"/,
+      `group ${JSON.stringify(id)}`,
+    )
+  }
+  assert.throws(() => findAccount('u', '', 'u'), /there is no user "u"/)
+  const greatest = findAccount('u:x:4294967294:0004::/:/bin/sh', '', 'u')
+  assert.deepEqual([greatest.uid, greatest.gid], [4_294_967_294, 4])
 })

@@ -45,7 +45,8 @@ export class VirtualClock implements Clock {
     const endMs = this.#nowMs + ms
     for (;;) {
       await settle()
-      const [next] = [...this.#tasks].sort((a, b) => a.dueMs - b.dueMs)
+      let next: Task | undefined
+      for (const task of this.#tasks) if (!next || task.dueMs < next.dueMs) next = task
       if (!next || next.dueMs > endMs) break
       this.#nowMs = Math.max(this.#nowMs, next.dueMs)
       this.#tasks.delete(next)

@@ -9,18 +9,18 @@ import { promisify } from 'node:util'
 import { headers } from '../../src/sys/layouts.ts'
 import { accept4, close, recv } from '../../src/sys/libc.ts'
 import { bindUdp, listenTcp } from '../../src/sys/sockets.ts'
-import { Watcher } from '../../src/sys/watcher.ts'
+import { startWatcher, type Watcher } from '../../src/sys/watcher.ts'
 import { ownedBound, test, until } from './kernel.ts'
 
-function watcherFor(t: TestContext): Watcher {
-  const watcher = new Watcher()
+async function watcherFor(t: TestContext): Promise<Watcher> {
+  const watcher = await startWatcher()
   t.after(() => watcher.close())
   return watcher
 }
 
 const udpSocket = (t: TestContext) => ownedBound(t, bindUdp({ address: '127.0.0.1', port: 0 }, 65_536))
 
-/** Datagrams to this port; resolves when the kernel has them. */
+/** Sends datagrams to this port. Resolves when the kernel has them. */
 async function send(t: TestContext, port: number, ...texts: readonly string[]): Promise<void> {
   const socket = createSocket('udp4')
   t.after(() => void socket.close())
@@ -29,7 +29,10 @@ async function send(t: TestContext, port: number, ...texts: readonly string[]): 
   for (const text of texts) await new Promise(resolve => socket.send(text, resolve))
 }
 
-/** Resolves when messages that the thread had sent before have arrived: those of a datagram that comes later. */
+/**
+ * Resolves when all messages that the thread has sent so far have arrived: that of a later datagram comes
+ * after them.
+ */
 async function afterAnother(t: TestContext, watcher: Watcher): Promise<void> {
   const { fd, address } = udpSocket(t)
   let seen = false
@@ -40,13 +43,13 @@ async function afterAnother(t: TestContext, watcher: Watcher): Promise<void> {
   await until(() => seen)
 }
 
-test('a socket becomes readable once, and its datagram is still there', async t => {
-  const watcher = watcherFor(t)
+test('a readable socket is reported once, and its datagram is still there', async t => {
+  const watcher = await watcherFor(t)
   const { fd, address } = udpSocket(t)
   let calls = 0
   watcher.watch(fd, () => calls++)
   await afterAnother(t, watcher)
-  assert.equal(calls, 0, 'nothing has come')
+  assert.equal(calls, 0, 'no datagram was sent yet')
   await send(t, address.port, 'one', 'two')
   await until(() => calls > 0)
   await afterAnother(t, watcher)
@@ -55,15 +58,15 @@ test('a socket becomes readable once, and its datagram is still there', async t 
   assert.equal(buffer.toString('latin1', 0, recv(fd, buffer, headers.MSG_DONTWAIT)), 'one')
 })
 
-test('a socket that is watched again is told of what was left', async t => {
-  const watcher = watcherFor(t)
+test('a socket that is watched again is reported if a datagram is left', async t => {
+  const watcher = await watcherFor(t)
   const { fd, address } = udpSocket(t)
   await send(t, address.port, 'before it is watched')
   for (let i = 0; i < 3; i++) await new Promise<void>(resolve => watcher.watch(fd, resolve))
 })
 
-test('it may be watched again from within the call', async t => {
-  const watcher = watcherFor(t)
+test('a socket may be watched again within the callback', async t => {
+  const watcher = await watcherFor(t)
   const { fd, address } = udpSocket(t)
   let calls = 0
   const again = () => {
@@ -76,18 +79,18 @@ test('it may be watched again from within the call', async t => {
   assert.equal(calls, 3)
 })
 
-test('of a listening socket a client that waits is told', async t => {
-  const watcher = watcherFor(t)
+test('a listening socket is reported when a client waits', async t => {
+  const watcher = await watcherFor(t)
   const { fd, address } = ownedBound(t, listenTcp({ address: '127.0.0.1', port: 0 }, true))
   const readable = new Promise<void>(resolve => watcher.watch(fd, resolve))
   const socket = connect(address.port, '127.0.0.1')
   t.after(() => void socket.destroy())
   await readable
-  assert.ok(close(accept4(fd, headers.SOCK_CLOEXEC)) === 0, 'it is left to whoever accepts')
+  assert.ok(close(accept4(fd, headers.SOCK_CLOEXEC)) === 0, 'the client is left to the caller')
 })
 
-test('a socket that is forgotten is not told of, even if its message was under way', async t => {
-  const watcher = watcherFor(t)
+test('a forgotten socket is not reported, even if its message was on its way', async t => {
+  const watcher = await watcherFor(t)
   const [a, b] = [udpSocket(t), udpSocket(t)]
   const told: string[] = []
   const forgetOther = (name: string, other: number) => () => {
@@ -104,8 +107,8 @@ test('a socket that is forgotten is not told of, even if its message was under w
   watcher.forget(a.fd)
 })
 
-test('a descriptor whose number is given anew is another one', async t => {
-  const watcher = watcherFor(t)
+test('a new descriptor with the number of an old one is not confused with it', async t => {
+  const watcher = await watcherFor(t)
   const old = bindUdp({ address: '127.0.0.1', port: 0 }, 65_536)
   watcher.watch(old.fd, () => assert.fail('it is closed'))
   await send(t, old.address.port, 'for the old one')
@@ -119,8 +122,8 @@ test('a descriptor whose number is given anew is another one', async t => {
   assert.equal(calls, 0)
 })
 
-test('a hundred sockets at a time each get their own call', async t => {
-  const watcher = watcherFor(t)
+test('each of a hundred sockets gets its own callback', async t => {
+  const watcher = await watcherFor(t)
   const sockets = Array.from({ length: 100 }, () => udpSocket(t))
   const told = new Set<number>()
   for (const { fd } of sockets) watcher.watch(fd, () => told.add(fd))
@@ -128,22 +131,22 @@ test('a hundred sockets at a time each get their own call', async t => {
   await until(() => told.size === sockets.length)
 })
 
-test('what is no descriptor is refused with the name of the error', async t => {
-  const watcher = watcherFor(t)
+test('a number that is no descriptor is an error with its code', async t => {
+  const watcher = await watcherFor(t)
   assert.throws(() => watcher.watch(1_000_000, () => {}), { code: 'EBADF', syscall: 'epoll_ctl' })
 })
 
-test('close gives back every descriptor', async () => {
+test('close closes every descriptor', async () => {
   const open = () => readdirSync('/proc/self/fd').length
-  await new Watcher().close()
+  await (await startWatcher()).close()
   const before = open()
-  for (let i = 0; i < 5; i++) await new Watcher().close()
+  for (let i = 0; i < 5; i++) await (await startWatcher()).close()
   assert.equal(open(), before)
 })
 
 test('a process that ends does not wait for the thread', async () => {
   const url = new URL('../../src/sys/watcher.ts', import.meta.url)
-  const script = `import('${url}').then(({ Watcher }) => { new Watcher(); setTimeout(() => process.exit(7), 100) })`
+  const script = `import('${url}').then(async ({ startWatcher }) => { await startWatcher(); process.exit(7) })`
   const ended = promisify(execFile)(process.execPath, ['-e', script], { timeout: 30_000 })
   await assert.rejects(ended, { code: 7 })
 })
