@@ -64,6 +64,12 @@ interface Service {
 
 const FIRST_CAPACITY = 256
 
+/**
+ * Returns the reply to one message, or undefined if none is due. The next call overwrites the reply. It must
+ * not throw.
+ */
+export type Answerer = (message: Buffer, transport: Transport) => Uint8Array | undefined
+
 export class Authority {
   readonly #options: AuthorityOptions
   readonly #events: AuthorityEvents

@@ -1,14 +1,9 @@
 /** The authoritative server's sockets: UDP and TCP at each address. */
-import type { SocketAddress, Transport } from '../address.ts'
+import type { SocketAddress } from '../address.ts'
+import type { Answerer } from '../dns/authority.ts'
 import { bindAll, bindNodeUdp, listenNodeTcp } from './bind.ts'
 import { DnsTcp } from './dns-tcp.ts'
 import { DnsUdp } from './dns-udp.ts'
-
-/**
- * Returns the reply to one message, or undefined if none is due. The next call overwrites the reply. It must
- * not throw.
- */
-export type Answerer = (message: Buffer, transport: Transport) => Uint8Array | undefined
 
 interface DnsListener {
   readonly addresses: readonly SocketAddress[]

@@ -4,9 +4,9 @@
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import { TCPServer } from 'dns2'
+import type { Answerer } from '../dns/authority.ts'
 import { HEADER_OCTETS } from '../dns/wire.ts'
 import { untilDeadline } from '../lifecycle.ts'
-import type { Answerer } from './dns-server.ts'
 
 /** How many queries of one connection are answered before other connections get their turn. */
 const QUERIES_A_TURN = 64

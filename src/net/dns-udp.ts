@@ -1,8 +1,8 @@
 /** DNS over UDP: dns2's server, with the handling of datagrams replaced by our own (ARCHITECTURE, "dns2"). */
 import type { RemoteInfo } from 'node:dgram'
 import { UDPServer } from 'dns2'
+import type { Answerer } from '../dns/authority.ts'
 import { MAX_QUEUED_OCTETS, udpOptions } from './bind.ts'
-import type { Answerer } from './dns-server.ts'
 
 /** Stands for a message that cannot be answered: it is counted as dropped. */
 const NO_MESSAGE = Buffer.alloc(0)

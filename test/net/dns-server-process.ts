@@ -6,8 +6,8 @@
 import { setImmediate } from 'node:timers/promises'
 import { createServer, Packet } from 'dns2'
 import { systemClock } from '../../src/clock.ts'
-import { Authority } from '../../src/dns/authority.ts'
-import { type Answerer, listenDns } from '../../src/net/dns-server.ts'
+import { type Answerer, Authority } from '../../src/dns/authority.ts'
+import { listenDns } from '../../src/net/dns-server.ts'
 import { addresses, SERVICE, snapshot, zoneOptions } from '../dns/message.ts'
 
 export interface ChildOptions {
