@@ -5,17 +5,15 @@ import { once } from 'node:events'
 import { existsSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { type TestContext, test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { stripVTControlCharacters } from 'node:util'
-import { commonPort } from '../common-port.ts'
-import { cli, has, type Line, type Running, run, start } from '../process.ts'
+import { freePorts } from '../support/ports.ts'
+import { cli, has, type Line, type Running, run, start } from '../support/process.ts'
+import { until } from '../support/until.ts'
 
 const hosts = ['127.0.0.1', '127.0.1.1', '127.0.1.2', '127.0.1.3']
 
 async function farmArgs(replicas = 3) {
-  const ports = new Set<number>()
-  while (ports.size < 4) ports.add(await commonPort(...hosts))
-  const [port, adminPort, dns, admin] = [...ports]
+  const [port, adminPort, dns, admin] = await freePorts(4, ...hosts)
   const args = ['up', '--replicas', replicas, '--port', port, '--admin-port', adminPort]
   return {
     dns,
@@ -25,11 +23,12 @@ async function farmArgs(replicas = 3) {
   }
 }
 
-async function startFarm(t: TestContext, replicas?: number) {
+async function startFarm(t: TestContext, replicas?: number, more: readonly string[] = []) {
   const { args, dns, admin, adminPort } = await farmArgs(replicas)
-  const farm = start(t, args)
+  const farm = start(t, [...args, ...more])
   await farm.line('service ready')
-  const resolver = new Resolver()
+  // A query that is sent again would take a turn of its own.
+  const resolver = new Resolver({ timeout: 20_000, tries: 1 })
   resolver.setServers([`127.0.0.1:${dns}`])
   const pids = () =>
     farm.lines.filter(line => line.msg === 'echo replica ready').map(line => line.pid as number)
@@ -43,15 +42,11 @@ const alive = (pid: number) => {
   return status !== '' && !/\) Z /.test(status)
 }
 
-async function until(what: () => Promise<boolean> | boolean): Promise<void> {
-  const deadline = AbortSignal.timeout(60_000)
-  while (!(await what())) await sleep(20, undefined, { signal: deadline })
-}
-
 const isDown = (address: string) => (line: Line) => line.endpoint === address && line.to === 'down'
 
 test('up starts three replicas that take exact turns in front', async t => {
-  const { look } = await startFarm(t)
+  // On a busy machine no replica may fail a check: that would change the turns.
+  const { look } = await startFarm(t, 3, ['--check-timeout', '20s'])
   const firsts: Record<string, number> = {}
   for (let i = 0; i < 300; i++) {
     const [first, ...others] = await look()
@@ -70,14 +65,14 @@ test('a killed replica leaves the answer, is not restarted, and returns when sta
   const ended = await farm.line(`replica ${gone} ended`)
   assert.equal(ended.by, 'SIGKILL')
   await farm.line(isDown(gone!))
-  await until(async () => !(await look()).includes(gone!))
+  await until('the replica has left the answer', async () => !(await look()).includes(gone!))
   assert.equal((await look()).length, 2)
   assert.equal(pids().length, 3)
 
   const [, , ...args] = String(ended.startAgain).split(' ')
   const again = start(t, args)
   await again.line('echo replica ready')
-  await until(async () => (await look()).includes(gone!))
+  await until('the replica is in the answer again', async () => (await look()).includes(gone!))
 })
 
 for (const signal of ['SIGTERM', 'SIGINT'] as const)
@@ -95,7 +90,7 @@ test('the replicas end when up is killed with SIGKILL', {
   const { farm, pids } = await startFarm(t, 2)
   assert.deepEqual(pids().map(alive), [true, true])
   farm.process.kill('SIGKILL')
-  await until(() => !pids().some(alive))
+  await until('all replicas have ended', () => !pids().some(alive))
 })
 
 test('a port in use is an error before anything is started: one line and exit code 2', async () => {
@@ -181,7 +176,10 @@ test('on a terminal, up shows what to try and a live table, and Ctrl-C ends ever
     written += text
   })
   const shown = () => stripVTControlCharacters(written).replaceAll('\r', '')
-  await until(() => /^127\.0\.1\.3 +up /m.test(shown()) && /^127\.0\.1\.1 +up +\d+ +[1-9]\d* /m.test(shown()))
+  await until(
+    'the table shows three replicas and their counts',
+    () => /^127\.0\.1\.3 +up /m.test(shown()) && /^127\.0\.1\.1 +up +\d+ +[1-9]\d* /m.test(shown()),
+  )
   assert.match(shown(), /rotation: {2}dig @127\.0\.0\.1 -p \d+ echo\.roundelay\.test \+short/)
   assert.match(shown(), /echo: {6}.* send --tcp /)
   const pid = Number(/failure: {3}kill -9 (\d+)/.exec(shown())?.[1])
@@ -189,14 +187,20 @@ test('on a terminal, up shows what to try and a live table, and Ctrl-C ends ever
   const resolver = new Resolver()
   resolver.setServers([`127.0.0.1:${dns}`])
   await resolver.resolve4('echo.roundelay.test')
-  await until(() => /^DNS answers: 1$/m.test(shown()) && /^127\.0\.1\.1 +up +1 /m.test(shown()))
+  await until(
+    'the table shows the query',
+    () => /^DNS answers: 1$/m.test(shown()) && /^127\.0\.1\.1 +up +1 /m.test(shown()),
+  )
   for (const column of ['replica', 'state', 'first', 'datagrams', 'connections', 'checks'])
     assert.ok(shown().includes(column), column)
 
   // The event hub tells the table that the replica has ended.
   process.kill(pid, 'SIGKILL')
   const restart = /restart 127\.0\.1\.1: (.* echo --listen 127\.0\.1\.1:\d+ --admin 127\.0\.1\.1:\d+)/
-  await until(() => restart.test(shown()) && /^127\.0\.1\.1 +down /m.test(shown()))
+  await until(
+    'the table shows how to restart the replica',
+    () => restart.test(shown()) && /^127\.0\.1\.1 +down /m.test(shown()),
+  )
   const next = Number(/.*failure: {3}kill -9 (\d+)/s.exec(shown())?.[1])
   assert.notEqual(next, pid)
   terminal.stdin.write('\x03')

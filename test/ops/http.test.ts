@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import { type TestContext, test } from 'node:test'
 import { answer, type Site, serveHttp } from '../../src/ops/http.ts'
 import { metrics } from '../../src/ops/metrics.ts'
-import { portOf, run, start } from '../process.ts'
+import { portOf, run, start } from '../support/process.ts'
 import { echoes, get, openConnection, replica, status } from './replica.ts'
 
 const options = { timeout: 60_000 }
@@ -183,6 +183,7 @@ test(
     assert.deepEqual(who, {
       name: 'echo-1',
       model: 'event-loop',
+      protocol: 'echo',
       version: ready.version,
       addresses: ready.listen,
       pod: 'echo-1',

@@ -4,7 +4,7 @@ import { once } from 'node:events'
 import { existsSync, openSync } from 'node:fs'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { cli, start } from '../process.ts'
+import { cli, start } from '../support/process.ts'
 
 const full = { skip: existsSync('/dev/full') ? false : 'needs /dev/full' }
 

@@ -5,7 +5,7 @@ import { connect, type Socket } from 'node:net'
 import type { TestContext } from 'node:test'
 import { httpGet } from '../../src/client/http.ts'
 import { probe } from '../../src/client/probe.ts'
-import { portOf, type Running, start } from '../process.ts'
+import { portOf, type Running, start } from '../support/process.ts'
 
 const LONG_MS = 20_000
 
