@@ -4,8 +4,9 @@ ARG NODE_IMAGE=node:26-bookworm-slim
 FROM ${NODE_IMAGE} AS dependencies
 WORKDIR /app
 COPY package.json package-lock.json ./
-# Files that a running program never reads are left out of the layer.
-RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund \
+# The workspace is left out: the image does not use its Node. Optional packages are installed, since koffi's
+# binary is one. Files that a running program never reads are left out of the layer.
+RUN npm ci --omit=dev --workspaces=false --ignore-scripts --no-audit --no-fund \
   && find node_modules -type f \( -name '*.md' -o -name '*.d.ts' -o -name '*.d.mts' -o -name '*.map' \) -delete \
   && find node_modules -type d \( -name test -o -name tests -o -name example -o -name examples -o -name docs -o -name benchmarks -o -name .github \) -prune -exec rm -rf {} + \
   && find node_modules/koffi -type f ! -name '*.js' ! -name '*.cjs' ! -name package.json ! -name 'LICENSE*' -delete \

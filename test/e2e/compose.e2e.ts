@@ -1,12 +1,16 @@
 /** `docker compose up`, and what can happen to it. One farm for all tests, in their order. */
 import assert from 'node:assert/strict'
 import { Resolver } from 'node:dns/promises'
+import { appendFileSync, cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Transport } from '../../src/address.ts'
 import { openEcho } from '../../src/client/echo.ts'
 import { parse, query, TYPE, tcpClient, udpClient } from '../dns/message.ts'
-import { becomesTrue, type Container, docker, inspect, needsEngine } from './docker.ts'
+import { run } from '../process.ts'
+import { becomesTrue, type Container, docker, inspect, needsEngine, root } from './docker.ts'
 
 const NAME = 'echo.roundelay.test'
 const DNS_PORT = 5300
@@ -125,6 +129,17 @@ describe('docker compose', needsEngine, () => {
     )
     await compose('up', '--detach', '--wait')
     assert.deepEqual(await containers(), before)
+  })
+
+  test('a second docker compose up --detach builds from the cache and replaces no container', async () => {
+    const before = await containers()
+    await compose('up', '--detach')
+    assert.deepEqual(await containers(), before)
+  })
+
+  test('npm start beside it says which port is taken', async () => {
+    const { code, stderr } = await run(['up'])
+    assert.deepEqual([code, stderr], [2, 'roundelay: Cannot listen on 127.0.0.1:5300: the port is in use\n'])
   })
 
   test('rotation survives the sorting of getaddrinfo', async t => {
@@ -289,6 +304,35 @@ describe('docker compose', needsEngine, () => {
     const left = '--filter=label=com.docker.compose.project=roundelay'
     assert.equal(await docker('ps', '--all', '--quiet', left), '')
     assert.equal(await docker('network', 'ls', '--quiet', left), '')
+  })
+})
+
+describe('docker compose up after the code has changed', needsEngine, () => {
+  const folder = mkdtempSync(join(tmpdir(), 'roundelay-compose-'))
+  // Names of its own: the others may stand for what somebody uses.
+  const names = ['compose', '--project-name=roundelay-e2e-rebuilt', `--project-directory=${folder}`]
+  after(async () => {
+    await docker(...names, 'down', '--timeout=1', '--rmi=all')
+    rmSync(folder, { recursive: true })
+  })
+
+  test('builds the image again and replaces the containers', async () => {
+    const project = readFileSync(join(root, 'docker-compose.yml'), 'utf8')
+      .replaceAll(/image: roundelay:\S+/g, 'image: roundelay:e2e-rebuilt')
+      .replace(/, tags: \[[^\]]*\]/, '')
+    for (const name of ['Dockerfile', '.dockerignore', 'package.json', 'package-lock.json', 'LICENSE', 'src'])
+      cpSync(join(root, name), join(folder, name), { recursive: true })
+    writeFileSync(join(folder, 'docker-compose.yml'), project)
+    const up = async () => {
+      await docker(...names, 'up', '--detach', '--no-deps', '--scale=echo=1', 'echo')
+      return docker(...names, 'ps', '--quiet', 'echo')
+    }
+    const first = await up()
+    assert.equal(await up(), first)
+    appendFileSync(join(folder, 'src/cli.ts'), '// A change.\n')
+    const second = await up()
+    assert.notEqual(second, first)
+    assert.match(await docker('exec', second, 'tail', '-1', '/app/src/cli.ts'), /A change/)
   })
 })
 

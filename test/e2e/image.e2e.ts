@@ -22,7 +22,7 @@ interface Image {
 }
 
 describe('image', needsEngine, () => {
-  before(() => docker('build', '--tag', IMAGE, '.'))
+  before(() => docker('buildx', 'bake', '--load', `--set=image.tags=${IMAGE}`))
   after(() => docker('image', 'rm', IMAGE))
 
   test('every verb runs without root, network, capabilities or a writable file system', async () => {
@@ -65,6 +65,30 @@ describe('image', needsEngine, () => {
     const missing = Object.keys(manifest.dependencies).filter(name => !names.includes(name))
     const extra = Object.keys(manifest.devDependencies).filter(name => names.includes(name))
     assert.deepEqual({ missing, extra, found }, { missing: [], extra: [], found: [] })
+    // No second Node, and the binary that koffi takes from one of its optional packages.
+    assert.deepEqual(
+      names.filter(name => /^(node|roundelay)($|-)/.test(name)),
+      [],
+    )
+    assert.equal(names.filter(name => name.startsWith('@koromix/koffi-')).length, 1)
+  })
+
+  test('docker run roundelay echo --model prefork serves: the socket API of Linux can be called in it', async t => {
+    const container = await startContainer(t, IMAGE, ['echo', '--model', 'prefork'])
+    await container.becomes('healthy')
+    const send = ['node', '/app/src/cli.ts', 'send', '--tcp', '127.0.0.1', 'hello']
+    assert.equal(await docker('exec', container.id, ...send), '[5 bytes] hello')
+  })
+
+  test('a release is made for two platforms, with SBOM and provenance, under the version of package.json', async () => {
+    const { target } = JSON.parse(await docker('buildx', 'bake', '--print', 'release'))
+    assert.deepEqual(Object.keys(target), ['release'])
+    assert.deepEqual(target.release.platforms, ['linux/amd64', 'linux/arm64'])
+    assert.deepEqual(target.release.attest, ['type=sbom', 'type=provenance,mode=max'])
+    assert.deepEqual(target.release.tags, [`roundelay:${manifest.version}`, 'roundelay:latest'])
+    const byDefault = JSON.parse(await docker('buildx', 'bake', '--print'))
+    assert.deepEqual(Object.keys(byDefault.target), ['image'])
+    assert.deepEqual(byDefault.target.image.tags, target.release.tags)
   })
 
   test('its layers are small', async t => {
