@@ -12,6 +12,7 @@ import {
   folder,
   inodeOf,
   manyConnections,
+  manyPorts,
   member,
   noMember,
   program,
@@ -117,7 +118,7 @@ test(
 )
 
 // Most of the time is spent waiting for processes, so these run side by side.
-describe('roundelay inetd', { concurrency: 4 }, () => {
+describe('roundelay inetd', { concurrency: 2 }, () => {
   test('a missing file is one line on stderr and exit code 2', async () => {
     for (const args of [[], ['--verify']]) {
       const { code, stderr, stdout } = await run(['inetd', '/nonexistent/inetd.conf', ...args])
@@ -264,14 +265,15 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('a file with 500 entries is read, and read again', async t => {
-    const all = await freePorts(500)
-    const server = await superserver(t, all.map(port => cat(port)).join(''))
+    const { host, all } = manyPorts(500)
+    const server = await superserver(t, all.map(port => cat(port, host)).join(''))
     const ready = await server.line('configuration read')
     assert.deepEqual([ready.services, ready.bad], [500, 0])
-    const inode = inodeOf(all[499]!)
-    await server.reload(`\n${all.map(port => cat(port)).join('')}`)
-    assert.equal(inodeOf(all[499]!), inode)
-    assert.equal(await talk(t, all[499]!, 'x'), 'x')
+    const inode = inodeOf(all[499]!, 'tcp', host)
+    assert.ok(inode)
+    await server.reload(`\n${all.map(port => cat(port, host)).join('')}`)
+    assert.equal(inodeOf(all[499]!, 'tcp', host), inode)
+    assert.equal(await talk(t, all[499]!, 'x', { host }), 'x')
     assert.equal(Object.keys(await server.state()).length, 500)
   })
 
@@ -452,7 +454,10 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
         child.kill('SIGKILL')
         await ended
       })
-      await until('inetd is ready', () => log.includes('inetd ready'))
+      const ready = new Promise<void>(resolve =>
+        child.stdout.on('data', () => log.includes('inetd ready') && resolve()),
+      )
+      await Promise.race([ready, ended])
       assert.match(log, /Cannot run \d+: only root may start programs as daemon, and this is nobody"/)
       assert.equal(await talk(t, a!, 'x'), 'x')
       assert.equal(String(await (await udpClient(t)).ask('internal', b!)), 'internal')
@@ -480,8 +485,10 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('SIGHUP during the start takes effect after it, and inetd is not ready before', async t => {
-    const [admin, ...all] = await freePorts(301)
-    const file = confFile(t, all.map(port => cat(port)).join(''))
+    const [admin] = await freePorts(1)
+    const { host, all } = manyPorts(800)
+    const own = all.slice(500)
+    const file = confFile(t, own.map(port => cat(port, host)).join(''))
     const server = start(t, ['inetd', file, '--admin', local(admin!)])
     const seen = new Set<number>()
     for (let hups = 0; hups < 3; ) {
@@ -498,7 +505,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     )
     assert.ok([...seen].every(status => status === 503 || status === 200))
     assert.equal((await fetch(`http://${local(admin!)}/readyz`)).status, 200)
-    assert.equal(await talk(t, all[299]!, 'served'), 'served')
+    assert.equal(await talk(t, own[299]!, 'served', { host }), 'served')
   })
 
   test('SIGHUP while programs finish does not open sockets again', async t => {

@@ -20,6 +20,8 @@ const differences: Readonly<Record<string, Readonly<Record<string, string>>>> = 
     // It continues until the connection is reset. Ours ends when the client half-closes, since it wants no
     // more.
     'chargen/tcp, after the client half-closed': 'nothing',
+    // It sends a whole line. Ours sends no more than it received, so that nobody can be flooded through it.
+    'chargen/udp, octets for an empty datagram': '74',
     // It has no tcpmux.
     'tcpmux, help': 'ECONNREFUSED',
     'tcpmux, +service': 'ECONNREFUSED',
@@ -46,6 +48,8 @@ const differences: Readonly<Record<string, Readonly<Record<string, string>>>> = 
   },
   'inetutils-inetd': {
     'chargen/tcp, after the client half-closed': 'nothing',
+    // It sends a whole line, as openbsd-inetd does.
+    'chargen/udp, octets for an empty datagram': '74',
     // It answers ports 7, 19 and 53, so that two servers can be made to answer each other for ever (CERT
     // CA-1996-01).
     'echo/udp, from port 7': 'hello',

@@ -164,9 +164,15 @@ ${unix} stream unix nowait nobody /bin/cat cat
       `${text.length} octets, right: ${Math.abs(text.readUInt32BE() - 2_208_988_800 - Date.now() / 1000) < 3}`
     await attempt('time/tcp', async () => isNow(Buffer.from(await say(37, ''), 'latin1')))
     await attempt('time/udp', async () => isNow(await answerTo('x', 37)))
-    await attempt('chargen/udp, octets', async () => `${(await answerTo('', 19)).length}`)
+    // Room for a whole line: some answer with no more than they received.
+    const long = '.'.repeat(100)
+    await attempt('chargen/udp, octets', async () => `${(await answerTo(long, 19)).length}`)
+    await attempt(
+      'chargen/udp, octets for an empty datagram',
+      async () => `${(await answerTo('', 19)).length}`,
+    )
     await attempt('chargen/udp, the next is another line', async () => {
-      const [a, b] = [await ask(19, ''), await ask(19, '')]
+      const [a, b] = [await ask(19, long), await ask(19, long)]
       return String(a !== b)
     })
     const silent = await client(t, 13, { host })

@@ -35,6 +35,15 @@ const needs =
 export const test = (name: string, body: (t: TestContext) => void | Promise<void>, skip?: string | false) =>
   nodeTest(name, { skip: (needs ?? skip) || false, timeout: 60_000 }, body)
 
+/**
+ * A loopback address that no other test process uses, and ports of it: for tests that need hundreds, of which
+ * another process could take one on 127.0.0.1 before they are bound.
+ */
+export function manyPorts(count: number): { readonly host: string; readonly all: readonly number[] } {
+  const host = `127.64.${(process.pid >> 8) & 0xff}.${process.pid & 0xff}`
+  return { host, all: Array.from({ length: count }, (_, i) => 10_000 + i) }
+}
+
 /** A folder that everybody may read. It is removed when the test ends. */
 export function folder(t: TestContext): string {
   const path = mkdtempSync(join(tmpdir(), 'roundelay-inetd-'))
@@ -207,9 +216,12 @@ export const descriptorsOf = (pid: number): string[] =>
     })
     .filter(Boolean)
 
-/** The inode of a listening TCP or a UDP socket on 127.0.0.1. It identifies the socket. */
-export function inodeOf(port: number, table: 'tcp' | 'udp' = 'tcp'): string | undefined {
-  const address = `0100007F:${port.toString(16).toUpperCase().padStart(4, '0')}`
+/** The inode of a listening TCP or a UDP socket over IPv4. It identifies the socket. */
+export function inodeOf(port: number, table: 'tcp' | 'udp' = 'tcp', host = '127.0.0.1'): string | undefined {
+  const hex = (number: number, digits: number) => number.toString(16).toUpperCase().padStart(digits, '0')
+  const octets = host.split('.').map(octet => hex(Number(octet), 2))
+  // The kernel prints the address as one number of this machine, which is little-endian.
+  const address = `${octets.reverse().join('')}:${hex(port, 4)}`
   const state = table === 'tcp' ? '0A' : '07'
   return readFileSync(`/proc/net/${table}`, 'utf8')
     .split('\n')

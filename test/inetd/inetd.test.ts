@@ -21,6 +21,7 @@ import {
   descriptorsOf,
   folder,
   inodeOf,
+  manyPorts,
   member,
   noMember,
   program,
@@ -93,7 +94,7 @@ async function serve(t: TestContext, conf: string, wanted: Partial<InetdOptions>
 }
 
 const cat = (port: number, host = '127.0.0.1', wait = 'nowait') =>
-  `[${host}]:${port} stream tcp ${wait} root /bin/cat cat\n`.replace('[127.0.0.1]', '127.0.0.1')
+  `${host.includes(':') ? `[${host}]` : host}:${port} stream tcp ${wait} root /bin/cat cat\n`
 const perl = (port: number, type: 'stream' | 'dgram', wait: string, path: string, args = '') =>
   `127.0.0.1:${port} ${type} ${type === 'stream' ? 'tcp' : 'udp'} ${wait} root ${path} ${path} ${args}\n`
 
@@ -830,19 +831,20 @@ test('tcpmux (RFC 1078) starts its services, as they are when a client asks', as
 })
 
 test('500 services are opened, kept, and closed, and no descriptor is left', async t => {
-  const all = await freePorts(500)
-  const conf = all.map(port => cat(port)).join('')
+  const { host, all } = manyPorts(500)
+  const conf = all.map(port => cat(port, host)).join('')
   const before = descriptorsOf(process.pid).length
   const { apply, inetd, complaints } = await serve(t, conf)
   assert.equal(inetd.rows().length, 500)
-  const inode = inodeOf(all[7]!)
+  const inode = inodeOf(all[7]!, 'tcp', host)
+  assert.ok(inode)
   await apply(conf)
-  assert.equal(inodeOf(all[7]!), inode)
-  for (const port of [all[0], all[250], all[499]]) assert.equal(await talk(t, port!, 'x'), 'x')
+  assert.equal(inodeOf(all[7]!, 'tcp', host), inode)
+  for (const port of [all[0], all[250], all[499]]) assert.equal(await talk(t, port!, 'x', { host }), 'x')
   await apply(
     all
       .slice(0, 250)
-      .map(port => cat(port))
+      .map(port => cat(port, host))
       .join(''),
   )
   assert.equal(inetd.rows().length, 250)

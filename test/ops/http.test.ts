@@ -183,6 +183,7 @@ test(
     assert.deepEqual(who, {
       name: 'echo-1',
       model: 'event-loop',
+      protocol: 'echo',
       version: ready.version,
       addresses: ready.listen,
       pod: 'echo-1',
