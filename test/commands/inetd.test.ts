@@ -15,7 +15,6 @@ import {
   manyPorts,
   member,
   noMember,
-  ports,
   program,
   refusal,
   root,
@@ -24,10 +23,11 @@ import {
   talk,
   test,
   told,
-  udp,
-  until,
 } from '../inetd/client.ts'
-import { cli, has, run, start } from '../process.ts'
+import { freePorts } from '../support/ports.ts'
+import { cli, has, run, start } from '../support/process.ts'
+import { udpClient } from '../support/udp.ts'
+import { until } from '../support/until.ts'
 
 const me = userInfo().username
 const local = (port: number, host = '127.0.0.1') => (host === '::1' ? `[::1]:${port}` : `${host}:${port}`)
@@ -65,7 +65,7 @@ const rssMib = (pid: number) =>
 test('descriptors that inetd inherited do not reach programs', async t => {
   const who = member(t)
   const users = [me, ...(root ? ['daemon'] : []), ...(root && who ? [who.name] : [])]
-  const [mux, ...direct] = await ports(1 + users.length)
+  const [mux, ...direct] = await freePorts(1 + users.length)
   const tell = program(t, 'tell')
   const conf = [
     `127.0.0.1:${mux} stream tcp nowait ${me} internal tcpmux`,
@@ -86,7 +86,7 @@ test(
   'programs run as the users and groups of the file, and one that does not exist is logged',
   async t => {
     const who = member(t)
-    const [a, b, c, d] = await ports(4)
+    const [a, b, c, d] = await freePorts(4)
     const tell = program(t, 'tell')
     const line = (port: number, user: string) => `127.0.0.1:${port} stream tcp nowait ${user} ${tell} tell\n`
     const server = await superserver(
@@ -132,7 +132,7 @@ describe('roundelay inetd', { concurrency: 2 }, () => {
   })
 
   test('--verify describes each line in words, opens nothing, and exits with 0', async t => {
-    const [a, b] = await ports(2)
+    const [a, b] = await freePorts(2)
     const file = confFile(
       t,
       `# Comment.
@@ -153,7 +153,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('--verify names every bad line, and exits with 1', async t => {
-    const [a, b, c] = await ports(3)
+    const [a, b, c] = await freePorts(3)
     const file = confFile(t, bad(a!, b!, c!))
     const { code, stdout, stderr } = await run(['inetd', '--verify', file])
     assert.deepEqual([code, stderr], [1, ''])
@@ -165,7 +165,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('bad lines are logged, and the others work', async t => {
-    const [a, b, c] = await ports(3)
+    const [a, b, c] = await freePorts(3)
     const server = await superserver(t, bad(a!, b!, c!))
     assert.equal(await talk(t, a!, ''), '\n', 'of two lines for a socket the last is used')
     assert.equal(await talk(t, c!, ''), 'hello\n')
@@ -176,7 +176,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('five SIGHUPs, each of which moves a service, do not disturb connections to an unchanged one', async t => {
-    const [steady, ...moves] = await ports(7)
+    const [steady, ...moves] = await freePorts(7)
     const conf = (move: number) =>
       cat(steady!, '127.0.0.1', 'nowait.0') +
       cat(steady!, '::1', 'nowait.0') +
@@ -201,7 +201,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
         assert.equal(await talk(t, port, 'moved', { host }), 'moved')
         assert.equal(await refusal(moves[i]!, host), 'ECONNREFUSED')
       }
-      await until(() => done > before + 10)
+      await until('ten more requests are done', () => done > before + 10)
     }
     stop.abort()
     await Promise.all(loops)
@@ -212,19 +212,19 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('after five SIGHUPs at once the file that was written last is in force', async t => {
-    const all = await ports(6)
+    const all = await freePorts(6)
     const server = await superserver(t, cat(all[0]!))
     for (const port of all.slice(1)) {
       writeFileSync(server.file, cat(port))
       process.kill(server.pid, 'SIGHUP')
     }
-    await until(() => inodeOf(all[5]!) !== undefined)
+    await until('the port is bound', () => inodeOf(all[5]!) !== undefined)
     assert.equal(await talk(t, all[5]!, 'last'), 'last')
     for (const port of all.slice(0, 5)) assert.equal(await refusal(port), 'ECONNREFUSED')
   })
 
   test('a file that cannot be read at SIGHUP changes nothing', async t => {
-    const [port] = await ports(1)
+    const [port] = await freePorts(1)
     const server = await superserver(t, cat(port!))
     const inode = inodeOf(port!)
     const socket = await client(t, port!)
@@ -241,7 +241,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('several files are one configuration, in which the last line for a socket is used', async t => {
-    const [a, b] = await ports(2)
+    const [a, b] = await freePorts(2)
     const files = [confFile(t, cat(a!)), confFile(t, cat(b!) + cat(a!))]
     const { code, stdout } = await run(['inetd', '--verify', ...files])
     assert.equal(code, 1)
@@ -253,7 +253,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('an indented line that looks like an entry is a warning of --verify and in the log', async t => {
-    const [a, b] = await ports(2)
+    const [a, b] = await freePorts(2)
     const text = `${cat(a!)}  ${cat(b!)}`
     const { code, stdout } = await run(['inetd', '--verify', confFile(t, text)])
     assert.equal(code, 0)
@@ -280,13 +280,13 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   test('a hundred connections leave no zombie and no descriptor', t => manyConnections(t, 100))
 
   test('SIGTERM closes the listeners and lets programs finish; inetd ends with the last one', async t => {
-    const [port] = await ports(1)
+    const [port] = await freePorts(1)
     const server = await superserver(t, cat(port!), ['--drain', '30s'])
     const socket = await client(t, port!)
     socket.write('before')
     await once(socket, 'data')
     process.kill(server.pid, 'SIGTERM')
-    await until(() => inodeOf(port!) === undefined)
+    await until('the port is free', () => inodeOf(port!) === undefined)
     assert.equal(await refusal(port!), 'ECONNREFUSED')
     socket.end(' and after')
     assert.equal(await socket.all, 'before and after')
@@ -294,7 +294,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('programs that still run after --drain are ended, and inetd ends', async t => {
-    const [port] = await ports(1)
+    const [port] = await freePorts(1)
     const server = await superserver(t, cat(port!), ['--drain', '300ms'])
     const socket = await client(t, port!)
     socket.write('x')
@@ -303,11 +303,11 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     process.kill(server.pid, 'SIGTERM')
     assert.deepEqual(await server.ended, { code: 0, signal: null })
     assert.equal(await socket.all, 'x')
-    await until(() => stateOf(pid) === undefined)
+    await until('the process has ended', () => stateOf(pid) === undefined)
   })
 
   test('the admin server has probes, a row for each service, and metrics', async t => {
-    const [port, off] = await ports(2)
+    const [port, off] = await freePorts(2)
     const failing = `127.0.0.1:${off} stream tcp nowait.1 ${me} /bin/false false\n`
     const server = await superserver(t, cat(port!) + failing)
     const socket = await client(t, port!)
@@ -316,7 +316,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     await talk(t, off!, '')
     await talk(t, off!, '')
     const url = `http://127.0.0.1:${server.admin}`
-    await until(() => childrenOf(server.pid).length === 1)
+    await until('there is one child', () => childrenOf(server.pid).length === 1)
     assert.equal((await fetch(`${url}/livez`)).status, 200)
     assert.deepEqual(await (await fetch(`${url}/readyz`)).json(), { status: 'ok', connections: 1 })
     const sockets = (port: number) => `tcp 127.0.0.1:${port}`
@@ -347,7 +347,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('at --max-children 2 the third client waits, and is served when there is room', async t => {
-    const [port] = await ports(1)
+    const [port] = await freePorts(1)
     const server = await superserver(t, cat(port!), ['--max-children', '2'])
     const [a, b, c] = [await client(t, port!), await client(t, port!), await client(t, port!)]
     for (const socket of [a, b, c]) socket.write('hello')
@@ -363,7 +363,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('connections over --max-per-ip and --rate-per-ip are closed', async t => {
-    const [port] = await ports(1)
+    const [port] = await freePorts(1)
     await superserver(t, cat(port!), ['--max-per-ip', '1', '--rate-per-ip', '2'])
     const a = await client(t, port!)
     a.write('a')
@@ -379,7 +379,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('echo --stdio serves behind inetd in all three modes', async t => {
-    const [nowait, wait, datagrams] = await ports(3)
+    const [nowait, wait, datagrams] = await freePorts(3)
     const echo = `${me} ${process.execPath} node ${cli} echo --stdio --idle-timeout 1s`
     const server = await superserver(
       t,
@@ -388,7 +388,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
 127.0.0.1:${datagrams} dgram udp wait ${echo}
 `,
     )
-    const peer = await udp(t)
+    const peer = await udpClient(t)
     const [one, two, three] = await Promise.all([
       talk(t, nowait!, 'connection'),
       talk(t, wait!, 'listener'),
@@ -397,14 +397,14 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     assert.deepEqual([one, two, String(three)], ['connection', 'listener', 'datagram'])
     assert.equal(await talk(t, wait!, 'again'), 'again')
     assert.equal(String(await peer.ask('again', datagrams!)), 'again')
-    await until(() => childrenOf(server.pid).length === 0)
+    await until('no child is left', () => childrenOf(server.pid).length === 0)
     assert.equal(await talk(t, wait!, 'from another'), 'from another')
     const states = Object.values(await server.state()).map(({ failed }) => failed)
     assert.deepEqual(states, [0, 0, 0])
   })
 
   test('a shell behind inetd sees its descriptors, user and environment', async t => {
-    const [port] = await ports(1)
+    const [port] = await freePorts(1)
     const server = await superserver(
       t,
       `127.0.0.1:${port} stream tcp nowait ${me} /bin/sh sh -c "ls -l /proc/self/fd; id; env"`,
@@ -433,7 +433,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   test(
     'an ordinary user can run programs as themselves, and entries for other users are refused',
     async t => {
-      const [a, b] = await ports(2)
+      const [a, b] = await freePorts(2)
       const conf = (user: string, port: number) =>
         `127.0.0.1:${port} stream tcp nowait ${user} /bin/cat cat\n`
       const file = confFile(
@@ -454,20 +454,17 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
         child.kill('SIGKILL')
         await ended
       })
-      const ready = new Promise<void>(resolve =>
-        child.stdout.on('data', () => log.includes('inetd ready') && resolve()),
-      )
-      await Promise.race([ready, ended])
+      await until('inetd is ready', () => log.includes('inetd ready'))
       assert.match(log, /Cannot run \d+: only root may start programs as daemon, and this is nobody"/)
       assert.equal(await talk(t, a!, 'x'), 'x')
-      assert.equal(String(await (await udp(t)).ask('internal', b!)), 'internal')
+      assert.equal(String(await (await udpClient(t)).ask('internal', b!)), 'internal')
       assert.equal(await refusal(b!), 'ECONNREFUSED')
     },
     nobodyCan ? false : 'needs root, and a checkout that the user nobody may read',
   )
 
   test('clients of chargen that never read do not use memory or delay others', async t => {
-    const [port, echo] = await ports(2)
+    const [port, echo] = await freePorts(2)
     const server = await superserver(
       t,
       `127.0.0.1:${port} stream tcp nowait ${me} internal chargen
@@ -485,7 +482,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('SIGHUP during the start takes effect after it, and inetd is not ready before', async t => {
-    const [admin] = await ports(1)
+    const [admin] = await freePorts(1)
     const { host, all } = manyPorts(800)
     const own = all.slice(500)
     const file = confFile(t, own.map(port => cat(port, host)).join(''))
@@ -499,21 +496,24 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
       hups++
     }
     await server.line('inetd ready')
-    await until(() => server.lines.filter(({ msg }) => msg === 'configuration read').length === 4)
+    await until(
+      'the configuration was read four times',
+      () => server.lines.filter(({ msg }) => msg === 'configuration read').length === 4,
+    )
     assert.ok([...seen].every(status => status === 503 || status === 200))
     assert.equal((await fetch(`http://${local(admin!)}/readyz`)).status, 200)
     assert.equal(await talk(t, own[299]!, 'served', { host }), 'served')
   })
 
   test('SIGHUP while programs finish does not open sockets again', async t => {
-    const [port] = await ports(1)
+    const [port] = await freePorts(1)
     const server = await superserver(t, cat(port!), ['--drain', '20s'])
     const socket = await client(t, port!)
     socket.write('x')
     await once(socket, 'data')
     process.kill(server.pid, 'SIGTERM')
     await server.line(line => line.msg.startsWith('closing'))
-    await until(() => inodeOf(port!) === undefined)
+    await until('the port is free', () => inodeOf(port!) === undefined)
     process.kill(server.pid, 'SIGHUP')
     socket.write('y')
     await once(socket, 'data')
@@ -524,7 +524,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   })
 
   test('services share the limit of descriptors: clients wait, and none is refused', async t => {
-    const [one, two, copy] = await ports(3)
+    const [one, two, copy] = await freePorts(3)
     const internal = [one, two].map(port => `${local(port!)} stream tcp nowait ${me} internal echo\n`)
     await superserver(t, internal.join('') + cat(copy!), [], {}, 'ulimit -n 120')
     const sockets = []
@@ -537,7 +537,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
     // Each client ends when it has been served, and makes room for another.
     await Promise.all(
       sockets.map(async socket => {
-        await until(() => socket.soFar() === 'x')
+        await until('the echo has come', () => socket.soFar() === 'x')
         socket.end()
       }),
     )
@@ -546,7 +546,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
   test(
     'on a machine without IPv6 "every address" means those of IPv4',
     async t => {
-      const [one, two] = await ports(2)
+      const [one, two] = await freePorts(2)
       const library = join(folder(t), 'without-ipv6.so')
       // As on a kernel that was started without IPv6: socket(2).
       const source = `#define _GNU_SOURCE

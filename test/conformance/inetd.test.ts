@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { whyUnavailable } from '../../src/sys/available.ts'
-import { has } from '../process.ts'
+import { has } from '../support/process.ts'
 import { type Observed, observe, others, ours } from './inetds.ts'
 
 /** What they do where ours does something else. The comment above each says why. */

@@ -7,20 +7,11 @@ import { accessSync, chmodSync, constants, lstatSync, rmSync, writeFileSync } fr
 import { basename, join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import {
-  childrenOf,
-  client,
-  folder,
-  ports,
-  program,
-  refusal,
-  stateOf,
-  talk,
-  told,
-  udp,
-  until,
-} from '../inetd/client.ts'
-import { cli } from '../process.ts'
+import { childrenOf, client, folder, program, refusal, stateOf, talk, told } from '../inetd/client.ts'
+import { freePorts } from '../support/ports.ts'
+import { cli } from '../support/process.ts'
+import { type UdpClient, udpClient } from '../support/udp.ts'
+import { until } from '../support/until.ts'
 
 export interface Kind {
   readonly name: string
@@ -81,8 +72,8 @@ export async function observe(t: TestContext, kind: Kind, host: string): Promise
     tellPort,
     badPort,
     deafPort,
-  ] = await ports(10)
-  const [userPort, orphanPort] = await ports(2)
+  ] = await freePorts(10)
+  const [userPort, orphanPort] = await freePorts(2)
   const unix = join(dir, 'unix.sock')
   const [tell, accept, recvfrom] = [program(t, 'tell'), program(t, 'accept'), program(t, 'recvfrom')]
   const conf = (moving: number) => `# The same for all.
@@ -153,8 +144,9 @@ ${unix} stream unix nowait nobody /bin/cat cat
   }
   /** The answer to a datagram from a new socket, or TIMEOUT. */
   const answerTo = async (payload: string, port: number, patienceMs = PATIENCE_MS): Promise<Buffer> => {
-    const { got, send } = await udp(t, '::1')
-    send(payload, port)
+    const socket = await udpClient(t, '::1')
+    const { got } = socket
+    socket.send(payload, port)
     for (const end = Date.now() + patienceMs; got.length === 0 && Date.now() < end; ) await sleep(2)
     return got[0] ?? Buffer.from(TIMEOUT)
   }
@@ -192,7 +184,7 @@ ${unix} stream unix nowait nobody /bin/cat cat
   }
   const chargenOverTcp = async () => {
     const stream = await client(t, 19, { host })
-    await until(() => stream.soFar().length > 20_000)
+    await until('20,000 octets have come', () => stream.soFar().length > 20_000)
     stream.destroy()
     const lines = stream.soFar().split('\r\n').slice(0, 200)
     seen['chargen/tcp, the first line'] = lines[0]!
@@ -215,18 +207,18 @@ ${unix} stream unix nowait nobody /bin/cat cat
 
   // Over IPv4, one address can have the service, and another the port that a datagram seems to come from.
   const datagramsOverV4 = async () => {
-    const overV4 = async (socket: Awaited<ReturnType<typeof udp>>) => {
-      socket.sendTo(host, 'hello', 7)
+    const overV4 = async (socket: UdpClient) => {
+      socket.send('hello', 7, host)
       for (const end = Date.now() + 2000; socket.got.length === 0 && Date.now() < end; ) await sleep(2)
       return String(socket.got[0] ?? TIMEOUT)
     }
-    await attempt('echo/udp, over 127.0.0.1', async () => overV4(await udp(t)))
+    await attempt('echo/udp, over 127.0.0.1', async () => overV4(await udpClient(t)))
     for (const from of [7, 19, 53, 600, 1023]) {
-      const forged = await udp(t, '127.0.0.1', from).catch(() => undefined)
+      const forged = await udpClient(t, '127.0.0.1', from).catch(() => undefined)
       if (!forged) continue
-      forged.sendTo(host, 'hello', 7)
+      forged.send('hello', 7, host)
       // The service reads datagrams in order: when a later one is answered, this one has been read.
-      if (seen['echo/udp, over 127.0.0.1'] !== TIMEOUT) await overV4(await udp(t))
+      if (seen['echo/udp, over 127.0.0.1'] !== TIMEOUT) await overV4(await udpClient(t))
       seen[`echo/udp, from port ${from}`] = String(forged.got[0] ?? TIMEOUT)
     }
   }
@@ -253,9 +245,9 @@ ${unix} stream unix nowait nobody /bin/cat cat
     })
     await attempt('dgram wait: the same program twice, then another', async () => {
       const pids: string[] = []
-      const peer = await udp(t)
+      const peer = await udpClient(t)
       for (const text of ['a', 'b', 'c', 'd']) {
-        const [, pid, rest] = /^(\d+) (.*)$/.exec(String(await peer.askAt(host, text, datagramPort!))) ?? []
+        const [, pid, rest] = /^(\d+) (.*)$/.exec(String(await peer.ask(text, datagramPort!, host))) ?? []
         if (rest !== text) return `${rest} for ${text}`
         pids.push(pid!)
       }
@@ -289,8 +281,8 @@ ${unix} stream unix nowait nobody /bin/cat cat
     for (let i = 0; i < 5; i++) all.push((await say(loopPort!, 'x').catch(error => error.code)) || 'closed')
     return all.join(' ')
   })
-  const peer = await udp(t)
-  peer.sendTo(host, 'never read', deafPort!)
+  const peer = await udpClient(t)
+  peer.send('never read', deafPort!, host)
   await attempt('a datagram that nobody reads', async () => {
     let most = 0
     for (let i = 0; i < 10; i++) {

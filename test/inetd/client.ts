@@ -2,7 +2,6 @@
 
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import {
   chmodSync,
@@ -13,15 +12,15 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs'
-import { connect, isIPv6, type NetConnectOpts, type Socket } from 'node:net'
+import { connect, type NetConnectOpts, type Socket } from 'node:net'
 import { tmpdir, userInfo } from 'node:os'
 import { join } from 'node:path'
 import { test as nodeTest, type TestContext } from 'node:test'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { closeOnExec } from '../../src/sys/libc.ts'
-import { commonPort } from '../common-port.ts'
-import { has, type Running, start } from '../process.ts'
-import { until as untilNamed } from '../support/until.ts'
+import { freePorts } from '../support/ports.ts'
+import { has, type Running, start } from '../support/process.ts'
+import { until } from '../support/until.ts'
 
 export const root = process.getuid?.() === 0
 
@@ -35,20 +34,6 @@ const needs =
 /** The one of node:test, skipped where inetd or the programs behind it cannot run. */
 export const test = (name: string, body: (t: TestContext) => void | Promise<void>, skip?: string | false) =>
   nodeTest(name, { skip: (needs ?? skip) || false, timeout: 60_000 }, body)
-
-const givenPorts = new Set<number>()
-
-/** Ports that are free on 127.0.0.1 and ::1. None is given twice, so that tests may run at the same time. */
-export async function ports(count: number): Promise<number[]> {
-  const found: number[] = []
-  while (found.length < count) {
-    const port = await commonPort('127.0.0.1', '::1')
-    if (givenPorts.has(port)) continue
-    givenPorts.add(port)
-    found.push(port)
-  }
-  return found
-}
 
 /**
  * A loopback address that no other test process uses, and ports of it: for tests that need hundreds, of which
@@ -198,31 +183,6 @@ export async function refusal(port: number, host = '127.0.0.1'): Promise<string 
   return code
 }
 
-/** A UDP socket on a loopback address. It is closed when the test ends. */
-export async function udp(t: TestContext, host = '127.0.0.1', port = 0) {
-  const socket = createSocket({ type: isIPv6(host) ? 'udp6' : 'udp4', reuseAddr: true })
-  t.after(() => new Promise<void>(resolve => void socket.close(resolve)))
-  const got: Buffer[] = []
-  socket.on('message', message => got.push(message)).bind(port, host)
-  await once(socket, 'listening')
-  const there = host.startsWith('127.') ? '127.0.0.1' : host
-  const sendTo = (to: string, payload: string, port: number) => socket.send(payload, port, to)
-  /** Sends one datagram, and resolves with the first that comes back. */
-  const askAt = async (to: string, payload: string, port: number): Promise<Buffer> => {
-    const before = got.length
-    sendTo(to, payload, port)
-    await until(() => got.length > before)
-    return got[before]!
-  }
-  return {
-    got,
-    sendTo,
-    askAt,
-    send: (payload: string, port: number) => sendTo(there, payload, port),
-    ask: (payload: string, port: number) => askAt(there, payload, port),
-  }
-}
-
 /** Child processes that run, and zombies. */
 export function childrenOf(pid: number): { readonly pid: number; readonly state: string }[] {
   const tasks = readdirSync(`/proc/${pid}/task`)
@@ -301,7 +261,7 @@ export async function superserver(
       if (text === undefined) rmSync(file)
       else writeFileSync(file, text)
       process.kill(running.pid, 'SIGHUP')
-      await until(() => reads() > before)
+      await until('the configuration was read', () => reads() > before)
     },
     async state() {
       const { services } = (await (await fetch(`http://127.0.0.1:${admin}/state`)).json()) as {
@@ -314,11 +274,11 @@ export async function superserver(
 
 /** Connects `count` times, a few at a time, and checks that inetd keeps no process and no descriptor. */
 export async function manyConnections(t: TestContext, count: number): Promise<void> {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const me = userInfo().username
   const server = await superserver(t, `127.0.0.1:${port} stream tcp nowait.0 ${me} /bin/cat cat`)
   assert.equal(await talk(t, port!, 'warm up'), 'warm up')
-  await until(() => childrenOf(server.pid).length === 0)
+  await until('no child is left', () => childrenOf(server.pid).length === 0)
   // Connections to the admin server come and go by themselves, so that there may be fewer in the end.
   const before = descriptorsOf(server.pid)
   let left = count
@@ -329,8 +289,8 @@ export async function manyConnections(t: TestContext, count: number): Promise<vo
     }
   }
   await Promise.all(Array.from({ length: 16 }, worker))
-  await until(() => childrenOf(server.pid).length === 0)
-  await until(() => descriptorsOf(server.pid).length <= before.length)
+  await until('no child is left', () => childrenOf(server.pid).length === 0)
+  await until('the descriptors are closed', () => descriptorsOf(server.pid).length <= before.length)
   const { started, running, failed, refused } = (await server.state())[`${port}/tcp`]!
   const expected = { started: count + 1, running: 0, failed: 0, refused: 0 }
   assert.deepEqual({ started, running, failed, refused }, expected)
@@ -377,7 +337,3 @@ export function member(t: TestContext): Member | undefined {
 
 /** Why a test that needs a member is skipped. */
 export const noMember = 'no user here is in two groups, and only root can create one'
-
-const until = (condition: () => boolean | Promise<boolean>) => untilNamed(`${condition}`, condition)
-
-export { until }

@@ -6,8 +6,9 @@ import { type AddressInfo, createServer, type Socket } from 'node:net'
 import type { TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { CANNOT_RUN, type ExecOrders, type MuxOrders, ORDERS, REPORT } from '../../src/inetd/exec.ts'
-import { has } from '../process.ts'
-import { client, member, noMember, program, root, stateOf, test, told, until } from './client.ts'
+import { has } from '../support/process.ts'
+import { until } from '../support/until.ts'
+import { client, member, noMember, program, root, stateOf, test, told } from './client.ts'
 
 const shim = fileURLToPath(new URL('../../src/inetd/exec.ts', import.meta.url))
 const PATH = process.env.PATH ?? ''
@@ -203,7 +204,7 @@ test('tcpmux ends for a client that sends no name, or sends it too slowly', asyn
 
 test('the environment of programs is not visible in the arguments of the shim', async t => {
   const { child, peer } = await shimFor(t, { services, env: { SECRET: 'xyzzy' } })
-  await until(() => stateOf(child.pid as number) === 'S')
+  await until('the program sleeps', () => stateOf(child.pid as number) === 'S')
   assert.doesNotMatch(readFileSync(`/proc/${child.pid}/cmdline`, 'utf8'), /xyzzy/)
   peer.end('greet\r\n')
   assert.equal(await peer.all, '+Go\r\nhello\n')

@@ -11,6 +11,9 @@ import type { Account } from '../../src/inetd/users.ts'
 import { protocol, SMALL_SERVICE_PORTS } from '../../src/protocols.ts'
 import { close } from '../../src/sys/libc.ts'
 import { listenUnix } from '../../src/sys/sockets.ts'
+import { freePorts } from '../support/ports.ts'
+import { udpClient } from '../support/udp.ts'
+import { until } from '../support/until.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 import {
   childrenOf,
@@ -21,7 +24,6 @@ import {
   manyPorts,
   member,
   noMember,
-  ports,
   program,
   refusal,
   root,
@@ -29,8 +31,6 @@ import {
   talk,
   test,
   told,
-  udp,
-  until,
 } from './client.ts'
 
 const MINUTE = 60_000
@@ -106,7 +106,7 @@ const answer = (text: string) => {
 
 for (const host of ['127.0.0.1', '::1'])
   test(`stream nowait over ${host}: each connection gets a program of its own`, async t => {
-    const [port] = await ports(1)
+    const [port] = await freePorts(1)
     const { row } = await serve(t, cat(port!, host))
     const a = await client(t, port!, { host })
     const b = await client(t, port!, { host })
@@ -119,19 +119,19 @@ for (const host of ['127.0.0.1', '::1'])
     b.end('c')
     assert.equal(await a.all, 'a')
     assert.equal(await b.all, 'bc')
-    await until(() => row(`${port}/tcp`).running === 0)
+    await until('no program runs', () => row(`${port}/tcp`).running === 0)
     assert.deepEqual(childrenOf(process.pid), [], 'there are no zombies')
   })
 
 test('a large stream passes through a program complete', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   await serve(t, cat(port!))
   const text = Array.from({ length: 200_000 }, (_, i) => `line ${i}\n`).join('')
   assert.ok((await talk(t, port!, text)) === text)
 })
 
 test('data that a client sends before the program runs is not lost', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   await serve(t, cat(port!))
   const answers = await Promise.all(Array.from({ length: 20 }, (_, i) => talk(t, port!, `I am ${i}`)))
   assert.deepEqual(
@@ -162,7 +162,7 @@ const connectionIn = ({ env }: ReturnType<typeof told>) =>
 
 for (const host of ['127.0.0.1', '::1'])
   test(`a program for a connection over ${host} gets descriptors 0, 1 and 2, its arguments, and the addresses`, async t => {
-    const [port] = await ports(1)
+    const [port] = await freePorts(1)
     const path = program(t, 'tell')
     process.env.ROUNDELAY_SECRET = 'ours'
     t.after(() => delete process.env.ROUNDELAY_SECRET)
@@ -187,13 +187,13 @@ for (const host of ['127.0.0.1', '::1'])
   })
 
 test('argv[0] is the one of the configuration', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   await serve(t, `127.0.0.1:${port} stream tcp nowait root /bin/sh odd-name -c "echo \\$0 $0"`)
   assert.equal(await talk(t, port!, ''), '$0 odd-name\n')
 })
 
 test('a program that gets the socket has it as descriptors 0, 1 and 2, and knows its address', async t => {
-  const [tcp, datagrams] = await ports(2)
+  const [tcp, datagrams] = await freePorts(2)
   const path = program(t, 'tell')
   await serve(
     t,
@@ -206,7 +206,7 @@ test('a program that gets the socket has it as descriptors 0, 1 and 2, and knows
     TCPLOCALIP: '127.0.0.1',
     TCPLOCALPORT: `${tcp}`,
   })
-  const datagram = told(String(await (await udp(t)).ask('x', datagrams!)))
+  const datagram = told(String(await (await udpClient(t)).ask('x', datagrams!)))
   assert.deepEqual(withoutEnv(datagram), EXPECTED)
   assert.deepEqual(connectionIn(datagram), {
     PROTO: 'UDP',
@@ -218,7 +218,7 @@ test('a program that gets the socket has it as descriptors 0, 1 and 2, and knows
 test(
   'a program runs as its user and group, without the groups of inetd',
   async t => {
-    const [port] = await ports(1)
+    const [port] = await freePorts(1)
     const account = { name: 'daemon', uid: 1, gid: 2, supplementary: false }
     await serve(t, perl(port!, 'stream', 'nowait', program(t, 'tell')), {}, account)
     const said = told(await talk(t, port!, ''))
@@ -234,7 +234,7 @@ test(
   async t => {
     const who = member(t)
     if (!who) return t.skip(noMember)
-    const [a, b, c] = await ports(3)
+    const [a, b, c] = await freePorts(3)
     const path = program(t, 'tell')
     const conf = [
       perl(a!, 'stream', 'nowait', path),
@@ -242,9 +242,11 @@ test(
       perl(c!, 'dgram', 'wait', path, 'recvfrom'),
     ]
     const { row } = await serve(t, conf.join(''), {}, { ...who, supplementary: true })
-    const all = [await talk(t, a!, ''), await talk(t, b!, ''), String(await (await udp(t)).ask('x', c!))].map(
-      told,
-    )
+    const all = [
+      await talk(t, a!, ''),
+      await talk(t, b!, ''),
+      String(await (await udpClient(t)).ask('x', c!)),
+    ].map(told)
     const four = (id: number) => Array(4).fill(id).join(' ')
     for (const said of all) {
       assert.equal(said.ids, `${four(who.uid)} ${four(who.gid)}`)
@@ -254,13 +256,13 @@ test(
       assert.equal(said.env.NODE_COMPILE_CACHE, process.env.NODE_COMPILE_CACHE)
     }
     assert.match(JSON.stringify(connectionIn(all[0]!)), /"TCPREMOTEPORT":"\d+"/)
-    await until(() => row(`${c}/udp`).running === 0)
+    await until('no program runs', () => row(`${c}/udp`).running === 0)
   },
   root ? false : 'only root can start programs as somebody else',
 )
 
 test('stream wait: the program gets the listening socket and accepts by itself, and another program follows it', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { row } = await serve(t, perl(port!, 'stream', 'wait', program(t, 'accept'), '2'))
   assert.equal(row(`${port}/tcp`).state, 'listening')
   const first = answer(await talk(t, port!, 'x'))
@@ -271,16 +273,16 @@ test('stream wait: the program gets the listening socket and accepts by itself, 
   assert.notEqual(third.pid, first.pid)
   assert.equal(row(`${port}/tcp`).state, 'waiting')
   assert.equal(answer(await talk(t, port!, '')).pid, third.pid)
-  await until(() => row(`${port}/tcp`).running === 0)
+  await until('no program runs', () => row(`${port}/tcp`).running === 0)
   assert.equal(row(`${port}/tcp`).state, 'listening')
   assert.equal(row(`${port}/tcp`).started, 2)
 })
 
 test('stream wait: while the program runs no other is started, and it serves the clients that arrive', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { row } = await serve(t, perl(port!, 'stream', 'wait', program(t, 'accept'), '3'))
   const slow = await client(t, port!)
-  await until(() => row(`${port}/tcp`).running === 1)
+  await until('one program runs', () => row(`${port}/tcp`).running === 1)
   assert.equal(row(`${port}/tcp`).state, 'waiting')
   const others = await Promise.all([client(t, port!), client(t, port!)])
   for (const other of others) other.end('other')
@@ -291,14 +293,14 @@ test('stream wait: while the program runs no other is started, and it serves the
     ['slow', 'other', 'other'],
   )
   assert.equal(new Set(answers.map(({ pid }) => pid)).size, 1)
-  await until(() => row(`${port}/tcp`).running === 0)
+  await until('no program runs', () => row(`${port}/tcp`).running === 0)
   assert.equal(row(`${port}/tcp`).started, 1)
 })
 
 test('dgram wait: the program finds the first datagram and those after it; then inetd watches again', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { row } = await serve(t, perl(port!, 'dgram', 'wait', program(t, 'recvfrom'), '2'))
-  const peer = await udp(t)
+  const peer = await udpClient(t)
   const first = answer(String(await peer.ask('first', port!)))
   assert.equal(first.rest, 'first')
   assert.equal(row(`${port}/udp`).state, 'waiting')
@@ -311,21 +313,21 @@ test('dgram wait: the program finds the first datagram and those after it; then 
 })
 
 test('dgram wait: a burst of datagrams is served completely, by one program after the other', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { row } = await serve(t, perl(port!, 'dgram', 'wait', program(t, 'recvfrom'), '1'))
-  const peer = await udp(t)
+  const peer = await udpClient(t)
   for (let i = 0; i < 10; i++) peer.send(`${i}`, port!)
-  await until(() => peer.got.length === 10)
+  await until('ten replies have come', () => peer.got.length === 10)
   assert.deepEqual(
     peer.got.map(got => answer(String(got)).rest),
     Array.from({ length: 10 }, (_, i) => `${i}`),
   )
-  await until(() => row(`${port}/udp`).running === 0)
+  await until('no program runs', () => row(`${port}/udp`).running === 0)
   assert.equal(row(`${port}/udp`).started, 10)
 })
 
 test('a service that starts too many programs in a minute is off for ten minutes, and then returns', async t => {
-  const [port, other] = await ports(2)
+  const [port, other] = await freePorts(2)
   const { clock, said, row } = await serve(t, cat(port!, '127.0.0.1', 'nowait.3') + cat(other!))
   for (let i = 0; i < 3; i++) assert.equal(await talk(t, port!, 'x'), 'x')
   const refused = await client(t, port!)
@@ -344,12 +346,12 @@ test('a service that starts too many programs in a minute is off for ten minutes
   await clock.advance(TEN_MINUTES - 1)
   assert.equal(await refusal(port!), 'ECONNREFUSED')
   await clock.advance(1)
-  await until(() => row(`${port}/tcp`).state === 'listening')
+  await until('the service listens', () => row(`${port}/tcp`).state === 'listening')
   for (let i = 0; i < 3; i++) assert.equal(await talk(t, port!, 'again'), 'again')
 })
 
 test('starts that are a minute old do not count', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { clock, said } = await serve(t, cat(port!, '127.0.0.1', 'nowait.2'))
   for (let i = 0; i < 6; i++) {
     assert.equal(await talk(t, port!, 'x'), 'x')
@@ -359,21 +361,21 @@ test('starts that are a minute old do not count', async t => {
 })
 
 test('a datagram that no program reads switches the service off, and inetd survives', async t => {
-  const [port, other] = await ports(2)
+  const [port, other] = await freePorts(2)
   const conf = `127.0.0.1:${port} dgram udp wait.20 root /bin/true true\n${cat(other!)}`
   const { clock, complaints, row } = await serve(t, conf)
-  const peer = await udp(t)
+  const peer = await udpClient(t)
   peer.send('never read', port!)
-  await until(() => row(`${port}/udp`).state === 'off')
-  await until(() => row(`${port}/udp`).running === 0)
+  await until('the service is off', () => row(`${port}/udp`).state === 'off')
+  await until('no program runs', () => row(`${port}/udp`).running === 0)
   assert.deepEqual(complaints(), [`${port}/udp server failing (looping), service terminated`])
   assert.equal(row(`${port}/udp`).started, 20)
   assert.equal(inodeOf(port!, 'udp'), undefined)
   assert.equal(await talk(t, other!, 'x'), 'x')
   await clock.advance(TEN_MINUTES)
-  await until(() => row(`${port}/udp`).state === 'listening')
+  await until('the service listens', () => row(`${port}/udp`).state === 'listening')
   peer.send('again', port!)
-  await until(() => row(`${port}/udp`).started > 20)
+  await until('20 programs were started', () => row(`${port}/udp`).started > 20)
 })
 
 test('if a program cannot be run the connection is closed, the error is logged, and inetd survives', async t => {
@@ -384,7 +386,7 @@ test('if a program cannot be run the connection is closed, the error is logged, 
   writeFileSync(noInterpreter, '#!/nonexistent\n', { mode: 0o755 })
   const noFolder = join(plain, 'x')
   const paths = ['/nonexistent', plain, noInterpreter, noFolder, dir]
-  const all = await ports(paths.length + 1)
+  const all = await freePorts(paths.length + 1)
   const good = all[paths.length]
   const conf = paths.map((path, i) => `127.0.0.1:${all[i]} stream tcp nowait root ${path} x\n`).join('')
   const { complaints, said, row } = await serve(t, conf + cat(good!))
@@ -418,11 +420,11 @@ test(
   async t => {
     const who = member(t)
     if (!who) return t.skip(noMember)
-    const [port] = await ports(1)
+    const [port] = await freePorts(1)
     const conf = `127.0.0.1:${port} stream tcp nowait root /nonexistent x`
     const { said, row } = await serve(t, conf, {}, { ...who, supplementary: true })
     assert.equal(await talk(t, port!, ''), '')
-    await until(() => row(`${port}/tcp`).failed === 1)
+    await until('one start has failed', () => row(`${port}/tcp`).failed === 1)
     assert.equal(said.length, 1)
     const { err, ...details } = said[0]!.details as { err: NodeJS.ErrnoException }
     assert.deepEqual(details, { at: 'inetd.conf:1', program: '/nonexistent' })
@@ -436,18 +438,18 @@ test(
   async t => {
     const who = member(t)
     if (!who) return t.skip(noMember)
-    const [port] = await ports(1)
+    const [port] = await freePorts(1)
     const conf = `127.0.0.1:${port} stream tcp nowait root /bin/sh sh -c "exit 127"`
     const { said, row } = await serve(t, conf, {}, { ...who, supplementary: true })
     assert.equal(await talk(t, port!, ''), '')
-    await until(() => row(`${port}/tcp`).failed === 1)
+    await until('one start has failed', () => row(`${port}/tcp`).failed === 1)
     assert.deepEqual(said, [])
   },
   root ? false : 'only root can start programs as somebody else',
 )
 
 test('a program whose user is gone when a client arrives is not run, and this is logged', async t => {
-  const [nowait, wait, mux] = await ports(3)
+  const [nowait, wait, mux] = await freePorts(3)
   const conf = `127.0.0.1:${nowait} stream tcp nowait root /bin/cat cat
 127.0.0.1:${wait} stream tcp wait.2 root /bin/cat cat
 127.0.0.1:${mux} stream tcp nowait root internal tcpmux
@@ -462,7 +464,7 @@ tcpmux/cat stream tcp nowait root /bin/cat cat
   assert.equal(await talk(t, nowait!, 'x'), '')
   assert.match(await talk(t, mux!, 'cat\r\n'), /^-/)
   await client(t, wait!)
-  await until(() => row(`${wait}/tcp`).state === 'off')
+  await until('the service is off', () => row(`${wait}/tcp`).state === 'off')
   assert.deepEqual(
     complaints().sort(),
     [
@@ -474,33 +476,33 @@ tcpmux/cat stream tcp nowait root /bin/cat cat
 })
 
 test('a wait service whose program is missing tries again, and serves when the program exists', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const path = join(folder(t), 'server')
   const { complaints, clock, row } = await serve(t, perl(port!, 'dgram', 'wait', path))
-  const peer = await udp(t)
+  const peer = await udpClient(t)
   peer.send('patience', port!)
-  await until(() => complaints().length > 0)
+  await until('there is a complaint', () => complaints().length > 0)
   assert.deepEqual(complaints(), [`${port}/udp: cannot start a program`])
   writeFileSync(path, readFileSync(program(t, 'recvfrom')), { mode: 0o755 })
   while (peer.got.length === 0) await clock.advance(1000)
   assert.equal(answer(String(peer.got[0])).rest, 'patience')
-  await until(() => row(`${port}/udp`).running === 0)
+  await until('no program runs', () => row(`${port}/udp`).running === 0)
 })
 
 test('only programs that fail are counted as failed', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { row } = await serve(
     t,
     `127.0.0.1:${port} stream tcp nowait root /bin/sh sh -c "read how; eval $how"`,
   )
   for (const how of ['exit 0', 'exit 3', 'kill -9 $$']) await talk(t, port!, `${how}\n`)
-  await until(() => row(`${port}/tcp`).running === 0)
+  await until('no program runs', () => row(`${port}/tcp`).running === 0)
   const { started, failed, refused } = row(`${port}/tcp`)
   assert.deepEqual({ started, failed, refused }, { started: 3, failed: 2, refused: 0 })
 })
 
 test('at --max-children clients of all services wait, and are served later', async t => {
-  const [a, b, waits] = await ports(3)
+  const [a, b, waits] = await freePorts(3)
   const conf = cat(a!) + cat(b!) + perl(waits!, 'stream', 'wait', program(t, 'accept'))
   const { complaints, inetd } = await serve(t, conf, { maxChildren: 2 })
   const [first, second] = [await client(t, a!), await client(t, b!)]
@@ -525,7 +527,7 @@ test('at --max-children clients of all services wait, and are served later', asy
 })
 
 test('at --max-children a new service waits too', async t => {
-  const [a, b] = await ports(2)
+  const [a, b] = await freePorts(2)
   const { apply } = await serve(t, cat(a!), { maxChildren: 1 })
   const first = await client(t, a!)
   first.write('1')
@@ -543,7 +545,7 @@ test('at --max-children a new service waits too', async t => {
 })
 
 test('over --max-per-ip a client is refused; other addresses are not, and it may return', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { row } = await serve(t, cat(port!), { maxPerIp: 2 })
   const [a, b] = [await client(t, port!), await client(t, port!)]
   a.write('a')
@@ -554,12 +556,12 @@ test('over --max-per-ip a client is refused; other addresses are not, and it may
   assert.equal(await talk(t, port!, 'x', { localAddress: '127.0.0.2' }), 'x')
   a.end()
   await a.all
-  await until(() => row(`${port}/tcp`).running === 1)
+  await until('one program runs', () => row(`${port}/tcp`).running === 1)
   assert.equal(await talk(t, port!, 'again'), 'again')
 })
 
 test('over --rate-per-ip a client is refused until the minute is over; other addresses are not', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { row, clock } = await serve(t, cat(port!), { ratePerIp: 2 })
   for (let i = 0; i < 2; i++) assert.equal(await talk(t, port!, 'x'), 'x')
   assert.equal(await (await client(t, port!)).all, '')
@@ -570,7 +572,7 @@ test('over --rate-per-ip a client is refused until the minute is over; other add
 })
 
 test('when the file is read again unchanged entries keep their sockets, wherever they stand', async t => {
-  const [tcp, datagrams, internal, moved, to] = await ports(5)
+  const [tcp, datagrams, internal, moved, to] = await freePorts(5)
   const recvfrom = program(t, 'recvfrom')
   const lines = [
     cat(tcp!),
@@ -595,7 +597,7 @@ test('when the file is read again unchanged entries keep their sockets, wherever
 })
 
 test('when the file is read again the same address can get another program, limit or kind', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { apply } = await serve(t, cat(port!))
   const line = (rest: string) => `127.0.0.1:${port} stream tcp ${rest}\n`
   assert.equal(await talk(t, port!, 'x'), 'x')
@@ -605,14 +607,14 @@ test('when the file is read again the same address can get another program, limi
   assert.match(await talk(t, port!, ''), /2026\r\n$/)
   await apply(line(`wait root ${program(t, 'accept')} x`))
   assert.equal(answer(await talk(t, port!, 'y')).rest, 'y')
-  await until(() => childrenOf(process.pid).length === 0)
+  await until('no child is left', () => childrenOf(process.pid).length === 0)
   await apply(line('nowait.1 root /bin/cat cat'))
   assert.equal(await talk(t, port!, 'z'), 'z')
   assert.equal(await talk(t, port!, 'z'), '', 'the new limit')
 })
 
 test('programs of a removed service continue, and leave no zombie', async t => {
-  const [port, other] = await ports(2)
+  const [port, other] = await freePorts(2)
   const { apply } = await serve(t, cat(port!) + cat(other!))
   const socket = await client(t, port!)
   socket.write('before')
@@ -621,23 +623,23 @@ test('programs of a removed service continue, and leave no zombie', async t => {
   assert.equal(await refusal(port!), 'ECONNREFUSED')
   socket.end(' and after')
   assert.equal(await socket.all, 'before and after')
-  await until(() => childrenOf(process.pid).length === 0)
+  await until('no child is left', () => childrenOf(process.pid).length === 0)
 })
 
 test('a program that has the socket of a removed service continues, and inetd does not watch it again', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { apply, inetd } = await serve(t, perl(port!, 'dgram', 'wait', program(t, 'recvfrom'), '2'))
-  const peer = await udp(t)
+  const peer = await udpClient(t)
   const { pid } = answer(String(await peer.ask('first', port!)))
   await apply('')
   assert.deepEqual(answer(String(await peer.ask('second', port!))), { pid, rest: 'second' })
-  await until(() => childrenOf(process.pid).length === 0)
+  await until('no child is left', () => childrenOf(process.pid).length === 0)
   assert.equal(inodeOf(port!, 'udp'), undefined)
   assert.deepEqual(inetd.rows(), [])
 })
 
 test('a connection to a removed internal service continues', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { apply } = await serve(t, `127.0.0.1:${port} stream tcp nowait root internal echo`)
   const socket = await client(t, port!)
   socket.write('before')
@@ -653,7 +655,7 @@ test('an address that cannot be bound is logged, and retried in time or when the
   await once(holder, 'listening')
   t.after(() => void holder.close())
   const { port } = holder.address() as AddressInfo
-  const [other] = await ports(1)
+  const [other] = await freePorts(1)
   const conf = cat(port) + cat(other!)
   const { complaints, row, clock, apply } = await serve(t, conf)
   const complaint = `${port}/tcp: cannot listen, trying again every 10 seconds`
@@ -672,7 +674,7 @@ test('an address that cannot be bound is logged, and retried in time or when the
 })
 
 test('a service that is off for looping returns when the file is read again', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { row, apply } = await serve(t, cat(port!, '127.0.0.1', 'nowait.1'))
   assert.equal(await talk(t, port!, 'x'), 'x')
   assert.equal(await (await client(t, port!)).all, '')
@@ -731,7 +733,7 @@ test('a socket that an earlier server left is removed; any other file stays, and
 
 for (const host of ['127.0.0.1', '::1'])
   test(`the internal services over ${host} answer as their RFCs require, over TCP and UDP`, async t => {
-    const [echo, discard, chargen, daytime, time] = await ports(5)
+    const [echo, discard, chargen, daytime, time] = await freePorts(5)
     const both = (port: number, name: string) =>
       `[${host}]:${port} stream tcp nowait root internal ${name}
 [${host}]:${port} dgram udp wait root internal ${name}
@@ -752,14 +754,14 @@ for (const host of ['127.0.0.1', '::1'])
     assert.equal(await talk(t, daytime!, '', { host }), 'Mon Nov 23 14:53:00 2026\r\n')
     assert.equal(await talk(t, time!, '', { host }), seconds.toString('latin1'))
     const lines = await client(t, chargen!, { host })
-    await until(() => lines.soFar().length > 10_000)
+    await until('10,000 octets have come', () => lines.soFar().length > 10_000)
     lines.destroy()
     const line = (i: number) =>
       `${Array.from({ length: 72 }, (_, j) => String.fromCharCode(0x20 + ((i + j) % 95))).join('')}\r\n`
     const expected = Array.from({ length: 95 }, (_, i) => line(i)).join('')
     assert.ok(lines.soFar().startsWith(expected))
 
-    const peer = await udp(t, host)
+    const peer = await udpClient(t, host)
     assert.equal(String(await peer.ask('hello', echo!)), 'hello')
     assert.equal(String(await peer.ask('', daytime!)), 'Mon Nov 23 14:53:00 2026\r\n')
     assert.deepEqual(await peer.ask('', time!), seconds)
@@ -774,14 +776,14 @@ for (const host of ['127.0.0.1', '::1'])
 
 test('internal services send no datagram to ports that answer by themselves', async t => {
   const names = ['echo', 'chargen', 'daytime', 'time']
-  const own = await ports(names.length)
+  const own = await freePorts(names.length)
   const conf = names.map((name, i) => `127.0.0.1:${own[i]} dgram udp wait root internal ${name}\n`)
   await serve(t, conf.join(''))
   const small = SMALL_SERVICE_PORTS.filter(port => port > (root ? 0 : 1023))
   // A socket of another process could hold one of these on every address: then it is not ours to try.
   const from = (port: number) =>
-    udp(t, '127.0.0.2', port).catch(error => void assert.equal(error.code, 'EADDRINUSE'))
-  const ordinary = await udp(t, '127.0.0.2')
+    udpClient(t, '127.0.0.2', port).catch(error => void assert.equal(error.code, 'EADDRINUSE'))
+  const ordinary = await udpClient(t, '127.0.0.2')
   for (const service of own) {
     const forged = [await from(service)]
     for (const port of small) forged.push(await from(port))
@@ -797,7 +799,7 @@ test('internal services send no datagram to ports that answer by themselves', as
 })
 
 test('tcpmux (RFC 1078) starts its services, as they are when a client asks', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const line = `127.0.0.1:${port} stream tcp nowait root internal tcpmux\n`
   const tell = program(t, 'tell')
   const { apply, row } = await serve(
@@ -825,7 +827,7 @@ test('tcpmux (RFC 1078) starts its services, as they are when a client asks', as
   await apply(`${line}tcpmux/other stream tcp nowait root /bin/echo echo new\n`)
   assert.equal(await talk(t, port!, 'other\r\n'), 'new\n')
   assert.match(await talk(t, port!, 'copy\r\n'), /^-/)
-  await until(() => row(`${port}/tcp`).running === 0)
+  await until('no program runs', () => row(`${port}/tcp`).running === 0)
 })
 
 test('500 services are opened, kept, and closed, and no descriptor is left', async t => {
@@ -847,15 +849,18 @@ test('500 services are opened, kept, and closed, and no descriptor is left', asy
   )
   assert.equal(inetd.rows().length, 250)
   await apply('')
-  await until(() => descriptorsOf(process.pid).filter(what => what.startsWith('socket:')).length < 10)
+  await until(
+    'the descriptors are closed',
+    () => descriptorsOf(process.pid).filter(what => what.startsWith('socket:')).length < 10,
+  )
   // The watcher's own remain until close.
-  await until(() => descriptorsOf(process.pid).length <= before + 8)
+  await until('the descriptors are closed', () => descriptorsOf(process.pid).length <= before + 8)
   assert.deepEqual(complaints(), [])
 })
 
 test('close resolves when the last program has ended, and every descriptor is closed', async t => {
   const before = descriptorsOf(process.pid).length
-  const [port, waits] = await ports(2)
+  const [port, waits] = await freePorts(2)
   const { close } = await serve(t, cat(port!) + perl(waits!, 'dgram', 'wait', program(t, 'recvfrom')))
   const socket = await client(t, port!)
   socket.write('x')
@@ -872,11 +877,11 @@ test('close resolves when the last program has ended, and every descriptor is cl
   assert.equal(await socket.all, 'xyz')
   await closing
   socket.destroy()
-  await until(() => descriptorsOf(process.pid).length <= before)
+  await until('the descriptors are closed', () => descriptorsOf(process.pid).length <= before)
 })
 
 test('close ends the programs that still run at the deadline', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { close } = await serve(t, cat(port!))
   const socket = await client(t, port!)
   socket.write('x')
@@ -904,20 +909,20 @@ test('an address that cannot be bound leaves no listener on the other addresses 
 })
 
 test('no UDP service answers another one, since the two could go on for ever', async t => {
-  const [one, two] = await ports(2)
+  const [one, two] = await freePorts(2)
   await serve(
     t,
     `127.0.0.1:${one} dgram udp wait root internal echo\n127.0.0.2:${two} dgram udp wait root internal echo`,
   )
-  const forged = await udp(t, '127.0.0.3', two)
-  const honest = await udp(t)
+  const forged = await udpClient(t, '127.0.0.3', two)
+  const honest = await udpClient(t)
   forged.send('forged', one!)
   assert.equal(String(await honest.ask('honest', one!)), 'honest')
   assert.equal(forged.got.length, 0)
 })
 
 test('once inetd is closing it opens no more sockets', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { close, apply } = await serve(t, '')
   const closed = close(new AbortController().signal)
   await apply(cat(port!))
@@ -926,12 +931,12 @@ test('once inetd is closing it opens no more sockets', async t => {
 })
 
 test('a client that has reset its connection before it is accepted starts no program', async t => {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const { row } = await serve(t, cat(port!), { ratePerIp: 5 })
   for (let i = 0; i < 50; i++) {
     const socket = await client(t, port!)
     socket.resetAndDestroy()
   }
-  await until(() => row(`${port}/tcp`).running === 0)
+  await until('no program runs', () => row(`${port}/tcp`).running === 0)
   assert.ok(row(`${port}/tcp`).started <= 5, `${row(`${port}/tcp`).started} started`)
 })

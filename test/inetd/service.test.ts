@@ -3,14 +3,15 @@ import type { TestContext } from 'node:test'
 import { parseInetdConf } from '../../src/inetd/conf.ts'
 import type { ProgramEvents } from '../../src/inetd/programs.ts'
 import { RunningService } from '../../src/inetd/service.ts'
+import { freePorts } from '../support/ports.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
-import { ports, refusal, test } from './client.ts'
+import { refusal, test } from './client.ts'
 
 const MINUTE = 60_000
 
 /** One service whose watcher and programs are the test's. It listens on a real socket. */
 async function serviceFor(t: TestContext, wait: string) {
-  const [port] = await ports(1)
+  const [port] = await freePorts(1)
   const conf = `127.0.0.1:${port} stream tcp ${wait} root /bin/program program`
   const { entries } = parseInetdConf(conf, 'inetd.conf', () => undefined)
   const clock = new VirtualClock()

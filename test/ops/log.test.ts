@@ -3,14 +3,17 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, openSync } from 'node:fs'
 import { test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
+import { freePorts } from '../support/ports.ts'
 import { cli, start } from '../support/process.ts'
+import { until } from '../support/until.ts'
 
 const full = { skip: existsSync('/dev/full') ? false : 'needs /dev/full' }
 
 test('a log that cannot be written costs its lines, not the service', full, async t => {
-  const ports = [10_000 + Math.floor(Math.random() * 10_000), 20_000 + Math.floor(Math.random() * 10_000)]
-  const [port, admin] = ports.map(number => `127.0.0.7:${number}`) as [string, string]
+  const [port, admin] = (await freePorts(2, '127.0.0.7')).map(number => `127.0.0.7:${number}`) as [
+    string,
+    string,
+  ]
   const args = [cli, 'echo', '--listen', port, '--admin', admin, '--drain', '0', '--grace', '0']
   const replica = spawn(process.execPath, args, { stdio: ['ignore', openSync('/dev/full', 'w'), 'inherit'] })
   t.after(() => replica.kill('SIGKILL'))
@@ -20,8 +23,7 @@ test('a log that cannot be written costs its lines, not the service', full, asyn
       response => response.ok,
       () => false,
     )
-  while (replica.exitCode === null && !(await ready())) await sleep(20)
-  assert.ok(await ready())
+  await until('the replica is ready', ready)
   replica.kill('SIGTERM')
   assert.deepEqual(await ended, [0, null])
 })

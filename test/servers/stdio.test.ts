@@ -8,8 +8,9 @@ import { SMALL_SERVICE_PORTS } from '../../src/protocols.ts'
 import { headers } from '../../src/sys/layouts.ts'
 import { close } from '../../src/sys/libc.ts'
 import { bindUdp, listenTcp } from '../../src/sys/sockets.ts'
-import { client, root, test, udp } from '../inetd/client.ts'
+import { client, root, test } from '../inetd/client.ts'
 import { cli } from '../process.ts'
+import { udpClient } from '../support/udp.ts'
 
 /** `echo --stdio` with this as descriptor 0, as inetd leaves it. */
 function echoOf(t: TestContext, stdin: number | Socket | 'ignore', ...args: string[]) {
@@ -84,7 +85,7 @@ for (const address of ['127.0.0.1', '::1']) {
 
   test(`of a UDP socket on ${address} what waits is echoed, and what comes, until nothing does`, async t => {
     const bound = bindUdp({ address, port: 0 }, 65_536)
-    const peer = await udp(t, address)
+    const peer = await udpClient(t, address)
     peer.send('first', bound.address.port)
     peer.send('', bound.address.port)
     const { ended } = echoOf(t, bound.fd, '--idle-timeout', '1s')
@@ -100,10 +101,12 @@ test('datagrams from the ports of small services and from its own are not answer
   const from = [bound.address.port, ...SMALL_SERVICE_PORTS.filter(port => port > (root ? 0 : 1023))]
   const forged = []
   for (const port of from)
-    forged.push(await udp(t, '127.0.0.2', port).catch(error => void assert.equal(error.code, 'EADDRINUSE')))
+    forged.push(
+      await udpClient(t, '127.0.0.2', port).catch(error => void assert.equal(error.code, 'EADDRINUSE')),
+    )
   for (const socket of forged) socket?.send('x', bound.address.port)
   const { ended } = echoOf(t, bound.fd, '--idle-timeout', '1s')
-  assert.equal(String(await (await udp(t)).ask('hello', bound.address.port)), 'hello')
+  assert.equal(String(await (await udpClient(t)).ask('hello', bound.address.port)), 'hello')
   await ended
   for (const socket of forged) assert.deepEqual(socket?.got ?? [], [])
   close(bound.fd)
@@ -112,7 +115,7 @@ test('datagrams from the ports of small services and from its own are not answer
 test('SIGTERM ends it at once, though it waits in a system call', async t => {
   const bound = bindUdp({ address: '127.0.0.1', port: 0 }, 65_536)
   const { child, ended } = echoOf(t, bound.fd)
-  assert.equal(String(await (await udp(t)).ask('hello', bound.address.port)), 'hello')
+  assert.equal(String(await (await udpClient(t)).ask('hello', bound.address.port)), 'hello')
   child.kill('SIGTERM')
   assert.equal((await ended).result, 'SIGTERM')
   close(bound.fd)

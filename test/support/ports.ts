@@ -3,6 +3,9 @@ import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { createServer, isIPv6 } from 'node:net'
 
+/** Tests of a file may run at the same time: no port is given to two of them. */
+const given = new Set<number>()
+
 /**
  * A port that is free on each of these addresses, over TCP and UDP. It is not from the range that the kernel gives to
  * clients: a client could take it before the server is restarted, and a replica drops what comes from its own port.
@@ -10,19 +13,22 @@ import { createServer, isIPv6 } from 'node:net'
 export async function freePort(...addresses: readonly string[]): Promise<number> {
   for (;;) {
     const port = 10_000 + Math.floor(Math.random() * 20_000)
+    if (given.has(port)) continue
     const free = await Promise.all(
       addresses.flatMap(address => [tcpFree(address, port), udpFree(address, port)]),
     )
-    if (free.every(Boolean)) return port
+    if (!free.every(Boolean) || given.has(port)) continue
+    given.add(port)
+    return port
   }
 }
 
 /** Several such ports, each different. Without addresses they are free on 127.0.0.1 and [::1]. */
 export async function freePorts(count: number, ...addresses: readonly string[]): Promise<number[]> {
   const wanted = addresses.length > 0 ? addresses : ['127.0.0.1', '::1']
-  const found = new Set<number>()
-  while (found.size < count) found.add(await freePort(...wanted))
-  return [...found]
+  const found: number[] = []
+  while (found.length < count) found.push(await freePort(...wanted))
+  return found
 }
 
 async function tcpFree(host: string, port: number): Promise<boolean> {

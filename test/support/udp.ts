@@ -7,9 +7,7 @@ import type { TestContext } from 'node:test'
 export interface UdpClient extends Socket {
   /** The datagrams received so far, in order. */
   readonly got: Buffer[]
-  /** Sends a datagram to a port of 127.0.0.1, or of [::1] if the client is bound to it, or of `to`. */
-  tell(payload: Buffer | string, port: number, to?: string): void
-  /** Does the same, and resolves with the next datagram received. */
+  /** Sends a datagram to a port of 127.0.0.1, of [::1] if the client is bound to it, or of `to`; gives the reply. */
   ask(payload: Buffer | string, port: number, to?: string): Promise<Buffer>
 }
 
@@ -25,13 +23,12 @@ export async function udpClient(t: TestContext, address = '127.0.0.1', port = 0)
   socket.bind({ port, address, exclusive: true })
   await once(socket, 'listening')
   const peer = isIPv6(address) ? address : '127.0.0.1'
-  const tell = (payload: Buffer | string, port: number, to = peer) => socket.send(payload, port, to)
   const ask = async (payload: Buffer | string, port: number, to = peer): Promise<Buffer> => {
     const reply = once(socket, 'message')
-    tell(payload, port, to)
+    socket.send(payload, port, to)
     return (await reply)[0]
   }
-  return Object.assign(socket, { got, tell, ask })
+  return Object.assign(socket, { got, ask })
 }
 
 /** `socket.ask`, for tests that name the address each time. */
