@@ -61,12 +61,12 @@ const notOffered: Record<string, string> = {
  * TCP clients that the servers below serve at a time: a process costs some 70 ms, a connection next to
  * nothing.
  */
-const capacity = { concurrent: 8, prefork: 8, 'event-loop': 1000 } as const
-const flags: Record<ModelName, readonly string[]> = {
-  iterative: [],
+const capacity = { concurrent: 8, prefork: 8 } as const
+const capacityOf = (model: ModelName): number =>
+  (capacity as Partial<Record<ModelName, number>>)[model] ?? 1000
+const flags: Partial<Record<ModelName, readonly string[]>> = {
   concurrent: ['--max-children', `${capacity.concurrent}`],
   prefork: ['--start', `${capacity.prefork}`, '--max-children', `${capacity.prefork}`, '--max-spare', '8'],
-  'event-loop': [],
 }
 
 for (const model of modelNames)
@@ -78,7 +78,7 @@ for (const model of modelNames)
       timeout: 420_000,
       skip: options.skip || (offered ? false : notOffered[title]),
     }, async t => {
-      const replica = await startReplica(t, model, [`--${transport}`, ...flags[model]])
+      const replica = await startReplica(t, model, [`--${transport}`, ...(flags[model] ?? [])])
       if (transport === 'udp') await datagrams(t, replica)
       else await connections(t, replica, model as TcpModel)
     })
@@ -256,7 +256,7 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
 
   if (model === 'event-loop')
     await t.test('1,000 clients are served at the same time, by one process', options, async t => {
-      const sockets = await clients(t, port, capacity[model])
+      const sockets = await clients(t, port, capacityOf(model))
       for (const round of ['first', 'second'])
         await Promise.all(sockets.map((socket, i) => roundTrip(socket, `${round} of ${i}`)))
       assert.equal((await replica.state()).counters.active, 1000)
@@ -288,16 +288,16 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
       'as many clients as processes are served, the next waits unrefused until one leaves',
       options,
       async t => {
-        const sockets = await clients(t, port, capacity[model])
+        const sockets = await clients(t, port, capacityOf(model))
         await Promise.all(sockets.map((socket, i) => roundTrip(socket, `I am ${i}`)))
         const pids = await holdersOf(sockets)
-        assert.equal(new Set([pid, ...pids]).size, 1 + capacity[model])
+        assert.equal(new Set([pid, ...pids]).size, 1 + capacityOf(model))
         const next = await client(t, port)
         next.write('and I?')
         await until('it waits', async () => (await replica.state()).counters.waiting === 1)
         for (const socket of sockets) await roundTrip(socket, 'still served')
         assert.equal(next.bytesRead, 0)
-        assert.equal((await replica.state()).counters.active, capacity[model])
+        assert.equal((await replica.state()).counters.active, capacityOf(model))
         sockets[5]!.end()
         assert.equal(await read(next, 6), 'and I?')
         assert.deepEqual(await holdersOf([next]), [pids[5]], 'by the one that became free')
@@ -366,7 +366,7 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
   )
 
   // There is a process for each: a client that waits for one is not starved by the bulk client.
-  const pinging = Math.min(100, capacity[model] - 1)
+  const pinging = Math.min(100, capacityOf(model) - 1)
   await t.test(`one bulk client does not starve ${pinging} others`, options, async t => {
     await nobody()
     const ROUNDS = 30
@@ -430,10 +430,8 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
   )
 }
 
-const startAs: Record<TcpModel, readonly string[]> = {
-  concurrent: [],
+const startAs: Partial<Record<ModelName, readonly string[]>> = {
   prefork: ['--start', '3', '--min-spare', '1', '--max-spare', '3'],
-  'event-loop': [],
 }
 
 for (const model of tcpModels) {
@@ -481,7 +479,13 @@ for (const model of tcpModels) {
   })
 
   test(of('SIGTERM lets an open connection finish and refuses new ones', model), options, async t => {
-    const replica = await startReplica(t, model, [...startAs[model], '--drain', '0', '--grace', '50s'])
+    const replica = await startReplica(t, model, [
+      ...(startAs[model] ?? []),
+      '--drain',
+      '0',
+      '--grace',
+      '50s',
+    ])
     const socket = await client(t, replica.port)
     await roundTrip(socket, 'open')
     const children = replica.children()
@@ -497,7 +501,13 @@ for (const model of tcpModels) {
   })
 
   test(of('at the end of the grace what is open is cut', model), options, async t => {
-    const replica = await startReplica(t, model, [...startAs[model], '--drain', '0', '--grace', '500ms'])
+    const replica = await startReplica(t, model, [
+      ...(startAs[model] ?? []),
+      '--drain',
+      '0',
+      '--grace',
+      '500ms',
+    ])
     const sockets = await clients(t, replica.port, 2)
     for (const socket of sockets) await roundTrip(socket, 'open')
     const children = replica.children()
@@ -515,7 +525,7 @@ for (const model of tcpModels) {
   })
 
   test(of('a connection on which nothing moves is closed', model), options, async t => {
-    const replica = await startReplica(t, model, [...startAs[model], '--idle-timeout', '400ms'])
+    const replica = await startReplica(t, model, [...(startAs[model] ?? []), '--idle-timeout', '400ms'])
     const silent = await client(t, replica.port)
     await roundTrip(silent, 'then nothing')
     const deaf = (await client(t, replica.port)).pause()
@@ -547,7 +557,7 @@ test('iterative: SIGTERM ends it, and its port is closed', options, async t => {
 for (const model of modelNames)
   test(of('a second signal ends it at once, and its children', model), options, async t => {
     const replica = await startReplica(t, model, [
-      ...(model === 'iterative' ? [] : startAs[model]),
+      ...(startAs[model] ?? []),
       ...['--drain', '50s', '--grace', '50s'],
     ])
     if (model === 'iterative') assert.equal(String(await (await udpClient(t)).ask('x', replica.port)), 'x')
