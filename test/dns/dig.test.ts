@@ -375,7 +375,7 @@ describe('dig', { skip, concurrency: 2, timeout: 300_000 }, () => {
       '--check-interval',
       '50ms',
       '--check-timeout',
-      '40ms',
+      '2s',
     ]
     const { port, server } = await serve(
       t,
