@@ -4,6 +4,7 @@ import { ipAddress, socketAddress } from '../address.ts'
 import { resolveModes } from '../client/resolve.ts'
 import { policies } from '../dns/rotation.ts'
 import { logLevels } from '../ops/log.ts'
+import type { EndSignal } from '../ops/shutdown.ts'
 import { protocolNames } from '../protocols.ts'
 import { type ModelFlag, modelNames, models, modelsWithFlag } from '../servers/models.ts'
 import {
@@ -32,8 +33,14 @@ export interface Flag {
 export interface Context {
   readonly version: string
   readonly exit: (code: number) => void
-  /** SIGTERM and SIGINT end the process at once until a server calls this and handles them itself. */
-  readonly takeSignals: (onSignal?: (signal: NodeJS.Signals, number: number) => void) => void
+  /**
+   * SIGTERM, SIGINT, SIGHUP and SIGQUIT end the process at once until a command calls this and handles them,
+   * or some of them, itself.
+   */
+  readonly takeSignals: (
+    onSignal?: (signal: NodeJS.Signals, number: number) => void,
+    signals?: readonly EndSignal[],
+  ) => void
 }
 
 /** What the file of a verb exports as `run`. A server's resolves when it serves, another's when it is done. */
