@@ -1,4 +1,4 @@
-/** IP addresses and socket addresses: parse and format. */
+/** IP addresses and socket addresses: parse, format and classify. */
 import { isIP } from 'node:net'
 import { Expected } from './errors.ts'
 
@@ -26,6 +26,47 @@ export function ipAddress(text: string): string {
   if (family === 4) return text
   if (family === 6 && !text.includes('%')) return new URL(`http://[${text}]`).hostname.slice(1, -1)
   throw new Expected('an IPv4 or IPv6 address')
+}
+
+/**
+ * Why clients cannot reach one server at this address, such as "a multicast address"; undefined where they can.
+ * An IPv4-mapped address is judged as the IPv4 address in it.
+ */
+export function endpointProblem(text: string): string | undefined {
+  if (!isIP(text)) return 'not an IP address'
+  const [bare = '', zone] = text.split('%')
+  const address = ipAddress(bare)
+  const octets = ipv4Octets(address)
+  if (octets) {
+    const [first = 0] = octets
+    if (first === 0) return 'an unspecified address'
+    if (first >= 224 && first < 240) return 'a multicast address'
+    return octets.every(octet => octet === 255) ? 'the broadcast address' : undefined
+  }
+  if (address === '::') return 'the unspecified address'
+  if (address.startsWith('ff') && isLongGroup(address)) return 'a multicast address'
+  // An address record has no place for the interface that such an address needs (RFC 4007 11).
+  if (/^fe[89ab][0-9a-f]:/.test(address)) return 'a link-local address, which needs an interface'
+  return zone === undefined ? undefined : 'an address with an interface'
+}
+
+/** Of an IPv4 address, or of an IPv4-mapped one as `ipAddress` writes it. */
+function ipv4Octets(address: string): readonly number[] | undefined {
+  if (!isIpv6(address)) return address.split('.').map(Number)
+  const [, high, low] = /^::ffff:([0-9a-f]+):([0-9a-f]+)$/.exec(address) ?? []
+  if (high === undefined || low === undefined) return undefined
+  return [high, low].flatMap(group => [Number.parseInt(group, 16) >> 8, Number.parseInt(group, 16) & 255])
+}
+
+/** The first group has all four digits: `ff::1` is 00ff:: and not multicast. */
+const isLongGroup = (address: string): boolean => address.indexOf(':') === 4
+
+/** An address that clients are told. */
+export function endpointAddress(text: string): string {
+  const address = ipAddress(text)
+  const problem = endpointProblem(address)
+  if (problem === undefined) return address
+  throw new Expected(`an address at which clients can reach a server, not ${problem}`)
 }
 
 /** `127.0.0.1:53`, `[::1]:53`; a bare address where a default port is given. */
