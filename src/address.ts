@@ -2,7 +2,7 @@
 import { isIP } from 'node:net'
 import { Expected } from './errors.ts'
 
-/** An IP address and a port, 0 where the system shall choose one. */
+/** An IP address and a port; port 0 means that the system chooses one. */
 export interface SocketAddress {
   readonly address: string
   readonly port: number
@@ -10,14 +10,14 @@ export interface SocketAddress {
 
 export type Transport = 'udp' | 'tcp'
 
-/** A port that clients are told, so never 0. */
+/** A port that clients use, so it is never 0. */
 export function portNumber(text: string): number {
   const value = Number(text)
   if (/^\d{1,15}$/.test(text) && value >= 1 && value <= 65535) return value
   throw new Expected('an integer from 1 to 65535')
 }
 
-/** The family of what is known to be an IP address. */
+/** The family of a text that is known to be an IP address. */
 export const isIpv6 = (address: string): boolean => address.includes(':')
 
 /** IPv6 comes out as RFC 5952 writes it, in hexadecimal throughout, so that equal addresses are equal texts. */
@@ -61,7 +61,7 @@ function ipv4Octets(address: string): readonly number[] | undefined {
 /** The first group has all four digits: `ff::1` is 00ff:: and not multicast. */
 const isLongGroup = (address: string): boolean => address.indexOf(':') === 4
 
-/** An address that clients are told. */
+/** An address that the zone publishes for clients. */
 export function endpointAddress(text: string): string {
   const address = ipAddress(text)
   const problem = endpointProblem(address)
@@ -78,7 +78,7 @@ export function socketAddress(text: string, defaultPort?: number): SocketAddress
   const number = match?.[3] === undefined ? defaultPort : Number(match[3])
   const family = isIP(address)
   const bracketed = match?.[1] !== undefined
-  // Where there is a default port this is a server to ask, and port 0 is none.
+  // With a default port, this is the address of a server to ask, which cannot have port 0.
   const least = defaultPort === undefined ? 0 : 1
   if (
     family !== 0 &&
