@@ -2,7 +2,7 @@
 import { isIP } from 'node:net'
 import { Expected } from './errors.ts'
 
-/** An IP address and a port, 0 where the system shall choose one. */
+/** An IP address and a port, 0 where the system chooses one. */
 export interface SocketAddress {
   readonly address: string
   readonly port: number
