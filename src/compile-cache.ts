@@ -3,8 +3,8 @@ import { homedir, tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 /**
- * What the environment says, else a folder of the user's own. Node's default is one in the folder for temporary files,
- * which anybody could have made first and filled, and inetd runs as root.
+ * The folder that the environment names, otherwise one of the user's own. Node's default is one in the folder
+ * for temporary files, where any user could have created and filled it first, and inetd runs as root.
  */
 export function compileCacheFolder(): string {
   if (process.env.NODE_COMPILE_CACHE) return process.env.NODE_COMPILE_CACHE
@@ -16,5 +16,8 @@ export function compileCacheFolder(): string {
   }
 }
 
-/** For the environment of a child that is Node: in force before its first file is loaded, a third less memory each. */
+/**
+ * For the environment of a child that is Node: it applies before the first file is loaded, and saves a third
+ * of the memory of each.
+ */
 export const compileCache = () => ({ NODE_COMPILE_CACHE: compileCacheFolder() })
