@@ -20,7 +20,9 @@ export function portNumber(text: string): number {
 /** The family of a text that is known to be an IP address. */
 export const isIpv6 = (address: string): boolean => address.includes(':')
 
-/** IPv6 comes out as RFC 5952 writes it, in hexadecimal throughout, so that equal addresses are equal texts. */
+/**
+ * IPv6 comes out as RFC 5952 writes it, in hexadecimal throughout, so that equal addresses are equal texts.
+ */
 export function ipAddress(text: string): string {
   const family = isIP(text)
   if (family === 4) return text

@@ -61,7 +61,10 @@ function importsOf(path: string, code: string): readonly Import[] {
 /** Says everything that is wrong at once. */
 const none = (problems: readonly string[]) => assert.deepEqual(problems, [])
 
-/** Programs are the files that are run, in a process or in a thread. Only they do anything when they are loaded. */
+/**
+ * Programs are the files that are run, in a process or in a thread. Only they do anything when they are
+ * loaded.
+ */
 const programs = [
   'src/cli.ts',
   'src/inetd/exec.ts',
@@ -233,7 +236,7 @@ test('no module has state that changes', () => {
       const [, name, value] = constantOf(statement) ?? []
       if (!name || !value) continue
       if (/^(<|(async )?(\([^)]*\)|\w+)(: [^=]+)? =>)/.test(value)) continue
-      // The exception: sys/ binds C functions at the first call, and gets the same functions whenever that is.
+      // The exception: sys/ binds C functions at the first call, and always gets the same functions.
       if (/^(lazily|memoize)\(/.test(value) && layerOf(path) !== 'sys')
         problems.push(`${path}: ${name} keeps what it has computed`)
       const changed = new RegExp(

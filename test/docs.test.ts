@@ -1,6 +1,6 @@
 /**
- * The documentation agrees with the program: its tables of flags and metrics, and its links. `WRITE_DOCS=1` writes
- * the tables.
+ * The documentation agrees with the program: its tables of flags and metrics, and its links. `WRITE_DOCS=1`
+ * writes the tables.
  */
 import assert from 'node:assert/strict'
 import { existsSync, globSync, readFileSync, writeFileSync } from 'node:fs'

@@ -43,7 +43,9 @@ export interface Context {
   ) => void
 }
 
-/** What the file of a verb exports as `run`. A server's resolves when it serves, another's when it is done. */
+/**
+ * What the file of a verb exports as `run`. A server's resolves when it serves, another's when it is done.
+ */
 export type Run<V extends VerbName> = (
   options: Options<V>,
   args: readonly string[],
@@ -184,7 +186,7 @@ export const flags = {
   minSpare: {
     value: 'N',
     parse: integer(1, 10_000),
-    help: modelHelp('minSpare', 'with fewer idle processes, more are made'),
+    help: modelHelp('minSpare', 'with fewer idle processes, more are created'),
   },
   maxSpare: {
     value: 'N',

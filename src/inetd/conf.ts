@@ -295,7 +295,8 @@ function withoutClaimed(draft: Draft, claimed: ReadonlySet<string>): Draft {
 
 /**
  * Parses inetd.conf into lists in the order of lines: a bad entry is a problem, and the others work. Of two
- * entries for one socket the last is used, as on OpenBSD and GNU. Throws only what `lookUp` throws. `file` is the name that problems mention.
+ * entries for one socket the last is used, as on OpenBSD and GNU. Throws only what `lookUp` throws. `file` is
+ * the name that problems mention.
  */
 export function parseInetdConf(
   text: string,

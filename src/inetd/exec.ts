@@ -42,9 +42,11 @@ interface Groups {
   initgroups(user: string, extraGroup: number): void
 }
 
-/** The variable that holds the orders as JSON: everybody could read arguments. */
+/** The variable that holds the orders as JSON. Every user can read the arguments of a process. */
 export const ORDERS = 'ROUNDELAY_EXEC_ORDERS'
-/** The descriptor for a report of why the server cannot be run. Node makes it close-on-exec when it starts. */
+/**
+ * The descriptor for a report of why the server cannot be run. Node makes it close-on-exec when it starts.
+ */
 export const REPORT = 3
 /** The exit code if the server cannot be run, as in a shell. */
 export const CANNOT_RUN = 127

@@ -211,7 +211,7 @@ export class RunningService {
     await this.#closeSockets(AbortSignal.abort())
     removeSocket(path)
     const wait = entry.kind === 'exec' && entry.wait
-    // As on OpenBSD and Debian, everybody may connect who may enter the folder.
+    // As on OpenBSD and Debian, every user who may enter the folder may connect.
     const fd = withUmask(0o111, () => listenUnix(path, wait))
     const socket = wait ? this.#passToPrograms(fd, undefined) : await this.#acceptFrom(fd)
     this.#sockets.push({
@@ -289,9 +289,9 @@ export class RunningService {
     client.on('error', () => client.destroy())
     const { entry } = this.configured
     const ip = client.remoteAddress
-    // It has gone already, and would not count for its address.
-    const gone = ip === undefined && entry.kind !== 'tcpmux' && entry.sockets.family === 'inet'
-    if (gone) return void client.destroy()
+    // A client that has disconnected already would not count for its address.
+    const disconnected = ip === undefined && entry.kind !== 'tcpmux' && entry.sockets.family === 'inet'
+    if (disconnected) return void client.destroy()
     const started = this.#context.programs.admit(ip) && this.#mayStart() && this.#serve(client, ip)
     if (started) this.#started()
     else this.#counts.refused++
@@ -331,14 +331,17 @@ export class RunningService {
       const orders = { ...program, account: this.configured.account(), env }
       return this.#context.programs.start(orders, stdio, ip, { ...events, cannotRun })
     } catch (err) {
-      // The user is gone.
+      // The user no longer exists.
       cannotRun(program.path, err as Error)
       if (events.notStarted) setImmediate(events.notStarted, false)
       return false
     }
   }
 
-  /** What the multiplexer may start for a client; undefined if this is no service of it, or its user is gone. */
+  /**
+   * What the multiplexer may start for a client; undefined if this is no service of it, or its user no longer
+   * exists.
+   */
   tcpmuxService(): MuxService | undefined {
     const { entry, account } = this.configured
     if (entry.kind !== 'tcpmux') return undefined

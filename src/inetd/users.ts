@@ -31,6 +31,9 @@ const rows = (text: string): string[][] =>
     .filter(line => line && !line.startsWith('#'))
     .map(line => line.split(':'))
 
-/** As libc has it: decimal and in range. The greatest number, (uid_t) -1, is no id. An empty text would be 0, root. */
+/**
+ * As libc has it: decimal and in range. The greatest number, (uid_t) -1, is no id. An empty text would be 0,
+ * root.
+ */
 const isId = (text: string | undefined): boolean =>
   text !== undefined && /^\d{1,10}$/.test(text) && Number(text) < 0xffff_ffff

@@ -1,18 +1,21 @@
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
 import type { TestContext } from 'node:test'
 import { parseInetdConf } from '../../src/inetd/conf.ts'
 import type { ProgramEvents } from '../../src/inetd/programs.ts'
 import { RunningService } from '../../src/inetd/service.ts'
+import { headers } from '../../src/sys/layouts.ts'
 import { freePorts } from '../support/ports.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
+import { option } from '../sys/kernel.ts'
 import { refusal, test } from './client.ts'
 
 const MINUTE = 60_000
 
 /** One service whose watcher and programs are the test's. It listens on a real socket. */
-async function serviceFor(t: TestContext, wait: string) {
+async function serviceFor(t: TestContext, wait: string, socket = 'stream tcp') {
   const [port] = await freePorts(1)
-  const conf = `127.0.0.1:${port} stream tcp ${wait} root /bin/program program`
+  const conf = `127.0.0.1:${port} ${socket} ${wait} root /bin/program program`
   const { entries } = parseInetdConf(conf, 'inetd.conf', () => undefined)
   const clock = new VirtualClock()
   const watched = new Map<number, () => void>()
@@ -136,4 +139,12 @@ test('a service that was closed does not watch its socket again', async t => {
   await service.close(AbortSignal.abort())
   started[0]!.ended(undefined)
   assert.equal(watched.size, 0)
+})
+
+test('a UDP socket has a receive buffer of 256 KiB, as far as the system allows', async t => {
+  const { watched } = await serviceFor(t, 'wait', 'dgram udp')
+  const [fd] = watched.keys()
+  const most = Number(readFileSync('/proc/sys/net/core/rmem_max', 'utf8'))
+  // The kernel doubles the size: socket(7).
+  assert.equal(option(fd!, headers.SOL_SOCKET, headers.SO_RCVBUF), 2 * Math.min(256 * 1024, most))
 })

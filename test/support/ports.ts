@@ -7,8 +7,9 @@ import { createServer, isIPv6 } from 'node:net'
 const given = new Set<number>()
 
 /**
- * A port that is free on each of these addresses, over TCP and UDP. It is not from the range that the kernel gives to
- * clients: a client could take it before the server is restarted, and a replica drops what comes from its own port.
+ * A port that is free on each of these addresses, over TCP and UDP. It is not from the range that the kernel
+ * gives to clients: a client could take it before the server is restarted, and a replica drops what comes
+ * from its own port.
  */
 export async function freePort(...addresses: readonly string[]): Promise<number> {
   for (;;) {

@@ -20,8 +20,8 @@ export interface Lines {
   /** The lines so far. */
   readonly lines: readonly Line[]
   /**
-   * Resolves with the first line, past or future, that fits. Rejects when the process ends without one, or when none
-   * has come after 30 s.
+   * Resolves with the first line, past or future, that fits. Rejects when the process ends without one, or
+   * when none has come after 30 s.
    */
   line(fits: string | ((line: Line) => boolean)): Promise<Line>
 }
@@ -91,8 +91,8 @@ export function readLines(child: ChildProcess, explain: () => string = () => '')
 }
 
 /**
- * Starts a server verb, which is killed when the test ends. `shell` is run by sh(1) first, as `ulimit -n 120` is; the
- * verb then takes the place of the shell.
+ * Starts a server verb, which is killed when the test ends. `shell` is run by sh(1) first, as `ulimit -n 120`
+ * is; the verb then takes the place of the shell.
  */
 export function start(
   t: TestContext,

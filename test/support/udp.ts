@@ -7,13 +7,17 @@ import type { TestContext } from 'node:test'
 export interface UdpClient extends Socket {
   /** The datagrams received so far, in order. */
   readonly got: Buffer[]
-  /** Sends a datagram to a port of 127.0.0.1, of [::1] if the client is bound to it, or of `to`; gives the reply. */
+  /**
+   * Sends a datagram to a port of 127.0.0.1, of [::1] if the client is bound to it, or of `to`; gives the
+   * reply.
+   */
   ask(payload: Buffer | string, port: number, to?: string): Promise<Buffer>
 }
 
 /**
  * A UDP socket that is bound to a loopback address and closed when the test ends. It never sets SO_REUSEADDR:
- * among sockets that set it, Linux gives two of them the same port, and one receives the replies to the other.
+ * among sockets that set it, Linux gives two of them the same port, and one receives the replies to the
+ * other.
  */
 export async function udpClient(t: TestContext, address = '127.0.0.1', port = 0): Promise<UdpClient> {
   const socket = createSocket(isIPv6(address) ? 'udp6' : 'udp4')

@@ -5,7 +5,8 @@ const POLL_MS = 5
 
 /**
  * Polls until `holds` is true, and resolves with the milliseconds that it took. `what` completes the sentence
- * "waited … until …" of the error that ends the wait. The deadline bounds a broken test, it is not a measurement.
+ * "waited … until …" of the error that ends the wait. The deadline bounds a broken test, it is not a
+ * measurement.
  */
 export async function until(
   what: string,
