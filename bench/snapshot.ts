@@ -90,7 +90,15 @@ async function startFarm(size: number) {
       service: SERVICE,
       source: async ({ publish }) => publish(endpoints),
       checks: [{ kind: 'udp', port: 7007 }],
-      ...{ intervalMs: INTERVAL_MS, timeoutMs: 500, rise: 1, fall: 1, fail: 'open', watchLoad: false },
+      ...{
+        intervalMs: INTERVAL_MS,
+        timeoutMs: 500,
+        rise: 1,
+        fall: 1,
+        fail: 'open',
+        handoverMs: 0,
+        watchLoad: false,
+      },
       ...{ clock, random: () => 0, probe },
     },
     {

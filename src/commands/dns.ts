@@ -102,6 +102,7 @@ export async function startDns(
   for (const { name, source, text } of options.services) {
     const pool = {
       ...{ service: name, source, checks, intervalMs, timeoutMs, rise, fall, fail },
+      handoverMs: options.handover,
       watchLoad: policy.readsLoad,
       ...{ clock: systemClock, random: Math.random, probe },
     }

@@ -52,6 +52,8 @@ export const run: Run<'up'> = async (options, _args, context) => {
       },
     ],
     check: options.check ?? defaultChecks(options),
+    // The list of replicas never changes.
+    handover: 0,
     drainMs: 0,
     graceMs: CLOSE_MS,
     async onClose() {

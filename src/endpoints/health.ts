@@ -9,7 +9,7 @@ export interface Health {
   /** Results in a row; one of the two is 0. */
   readonly passes: number
   readonly failures: number
-  /** It has not passed yet: its first pass suffices, whatever `rise` is. */
+  /** It has not passed since the source listed it: its next pass suffices, whatever `rise` is. */
   readonly fresh: boolean
   /** The text of the last result. */
   readonly detail: string
@@ -27,6 +27,9 @@ export const UNCHECKED: Health = {
 }
 
 export const ALWAYS_UP: Health = { ...UNCHECKED, state: 'up', fresh: false, detail: 'no check' }
+
+/** The health of a departed endpoint that the source lists again. */
+export const relistedHealth = (health: Health): Health => ({ ...health, fresh: health.state !== 'up' })
 
 /**
  * The health after one more result. The first result of an endpoint decides at once, and so does its first

@@ -7,6 +7,9 @@ import type { Clock } from '../clock.ts'
 
 export type EndpointState = 'checking' | 'up' | 'down' | 'draining'
 
+/** The state of an endpoint while its source lists it. */
+export type EndpointStanding = EndpointState | 'leaving' | 'absent'
+
 export interface ServiceView {
   readonly service: string
   readonly ready: boolean
@@ -37,8 +40,8 @@ export type FarmEvent =
       readonly type: 'endpoint'
       readonly service: string
       readonly address: string
-      readonly from: EndpointState | 'absent'
-      readonly to: EndpointState | 'absent'
+      readonly from: EndpointStanding
+      readonly to: EndpointStanding
       readonly detail: string
     }
   | { readonly type: 'snapshot'; readonly snapshot: ServiceView }

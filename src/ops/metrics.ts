@@ -150,7 +150,7 @@ export const metrics = {
     role: 'dns',
     type: 'gauge',
     labels: ['service', 'state'],
-    help: 'Endpoints by state: checking, up, down, draining.',
+    help: 'Endpoints by state: checking, up, down, draining; leaving (the source no longer lists it).',
   },
   roundelay_endpoint_answered: {
     role: 'dns',

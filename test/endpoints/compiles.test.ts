@@ -39,6 +39,7 @@ test('of two services with 1,000 endpoints only the one that changed is compiled
           intervalMs: 1000,
           timeoutMs: 500,
           rise: 1,
+          handoverMs: 10_000,
           fall: 1,
         },
         source: async ({ publish }) => publish(addresses.map(address => endpoint(address))),

@@ -40,6 +40,7 @@ function authority(
     weight: 1,
     state: 'up',
     terminating: false,
+    leaving: false,
     answered: true,
     detail: '',
     activeConnections: undefined,
