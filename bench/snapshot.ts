@@ -110,6 +110,7 @@ async function startFarm(size: number) {
       },
       state() {},
       checked() {},
+      notChecked() {},
       source() {},
     },
   )

@@ -56,9 +56,15 @@ export async function checkForever(
   }
 }
 
-/** Draining beats failure, failure beats success. The details of passes are joined. */
+/**
+ * Draining beats failure, failure beats an error of our own, that beats success. The details of passes are
+ * joined.
+ */
 function combine(results: readonly ProbeResult[]): ProbeResult {
-  const worst = results.find(result => !result.ok && result.draining) ?? results.find(result => !result.ok)
+  const worst =
+    results.find(result => !result.ok && result.draining) ??
+    results.find(result => !result.ok && !result.own) ??
+    results.find(result => !result.ok)
   if (worst) return worst
   const passes = results.filter(result => result.ok)
   const detail = passes.map(pass => pass.detail).join(', ')

@@ -20,7 +20,7 @@ export interface Choice {
 const FAIL_OPEN = 3
 /**
  * No tier: an endpoint is not answered before its first result, so that a new replica serves after its first
- * pass.
+ * pass. One that this machine failed to check has been asked: it belongs to those that fail open.
  */
 const NEVER = 6
 
@@ -34,8 +34,9 @@ export function choose(members: readonly Member[], fail: 'open' | 'closed'): Cho
   }
 }
 
-function tier({ endpoint: { ready, serving, terminating }, health: { state }, leaving }: Member): number {
-  if (state === 'checking') return NEVER
+function tier({ endpoint: { ready, serving, terminating }, health, leaving }: Member): number {
+  const { state, asked } = health
+  if (state === 'checking' && !asked) return NEVER
   // While the endpoints that replaced it are not healthy yet. It never fails open: it is probably gone.
   if (leaving) return state === 'up' ? 2 : NEVER
   if (state === 'up' && ready && !terminating) return 0

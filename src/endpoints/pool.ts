@@ -44,6 +44,8 @@ export interface PoolEvents {
   /** The changes of health while an endpoint is leaving are not reported: it is expected to end. */
   state(address: string, from: Standing, to: Standing, detail: string): void
   checked(address: string, ok: boolean, seconds: number): void
+  /** This machine could not check the endpoint, whose health is unchanged. */
+  notChecked(address: string, detail: string): void
   /** `error` is undefined when the source has recovered. */
   source(error: Error | undefined): void
 }
@@ -115,7 +117,8 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
       const before = member.health
       member.health = nextHealth(before, result, rise, fall)
       const { state, detail, activeConnections } = member.health
-      events.checked(address, result.ok, seconds)
+      if (!result.ok && result.own) events.notChecked(address, result.detail)
+      else events.checked(address, result.ok, seconds)
       if (before.state !== state && !isLeaving(member)) events.state(address, before.state, state, detail)
       const wasFirst = firstUnchecked?.delete(address)
       const loadChanged = watchLoad && before.activeConnections !== activeConnections

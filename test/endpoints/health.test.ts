@@ -40,6 +40,9 @@ test('health follows its results: the first decides at once, rise and fall in a 
     }
     assert.equal(states, expected, `rise ${rise}, fall ${fall}, ${sequence}`)
   }
+  const own: ProbeResult = { ok: false, detail: 'EMFILE', draining: false, own: true }
+  const health = nextHealth(UNCHECKED, results['+']!, 2, 2)
+  assert.equal(nextHealth(health, own, 2, 1), health)
   assert.equal(nextHealth(ALWAYS_UP, results['-']!, 2, 2).state, 'up')
 })
 

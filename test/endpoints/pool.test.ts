@@ -25,12 +25,14 @@ function pooled(t: TestContext, options: Options = {}) {
   const snapshots: Snapshot[] = []
   const states: string[] = []
   const sources: (string | undefined)[] = []
+  const notChecked: string[] = []
   let results = 0
   let sink: Sink | undefined
   const events: PoolEvents = {
     snapshot: snapshot => void snapshots.push(snapshot),
     state: (address, from, to) => void states.push(`${address} ${from}>${to}`),
     checked: () => void results++,
+    notChecked: (address, detail) => void notChecked.push(`${address} ${detail}`),
     source: error => void sources.push(error?.message),
   }
   const source: Source = async (given, signal) => {
@@ -60,7 +62,7 @@ function pooled(t: TestContext, options: Options = {}) {
   const publish = (...endpoints: Endpoint[]) => sink?.publish(endpoints)
   const fail = (text: string) => sink?.fail(new Error(text))
   return {
-    ...{ clock, pool, snapshots, states, sources, until, publish, fail },
+    ...{ clock, pool, snapshots, states, sources, notChecked, until, publish, fail },
     /** The results of checks so far. */
     results: () => results,
     /** Until a Snapshot has what has happened up to now. */
@@ -487,6 +489,27 @@ test('an endpoint that comes back within its time keeps its health, and one pass
   assert.equal(pool.snapshot.endpoints.length, 2)
 })
 
+test('an error of the checker changes no health, and counts as asked in the first round', async t => {
+  const { moods, addresses, options } = replicas(t, 'up', 'up', 'down')
+  let own = true
+  const probe = async (target: ProbeTarget): Promise<ProbeResult> =>
+    own ? { ok: false, detail: 'connect EMFILE', draining: false, own: true } : options.probe(target)
+  const { clock, pool, states, notChecked, results, until, publish } = pooled(t, { ...options, probe })
+  publish(...addresses.map(address => endpoint(address)))
+  await until(() => pool.snapshot.ready)
+  // Nothing is known, so the service fails open.
+  assert.deepEqual([answered(pool.snapshot), pool.snapshot.failedOpen], [addresses, true])
+  assert.deepEqual([results(), notChecked.length], [0, 3])
+  own = false
+  await until(() => answered(pool.snapshot).length === 2)
+  const [before, count] = [pool.snapshot, states.length]
+  own = true
+  moods[0] = 'down'
+  await clock.advance(10 * INTERVAL_MS)
+  assert.deepEqual([pool.snapshot, states.length], [before, count])
+  assert.equal(notChecked.at(-1)?.endsWith('connect EMFILE'), true)
+})
+
 /** Runs a pool in a process of its own, which must end by itself. */
 const SOAK = `
   import { readdirSync } from 'node:fs'
@@ -523,7 +546,7 @@ const SOAK = `
   const pool = startPool(
     { service: 's', source, fail: 'open', checks: [{ kind: 'udp', port }, { kind: 'tcp', port }], watchLoad: false, handoverMs: 0,
       intervalMs: 200, timeoutMs: 2000, rise: 2, fall: 2, clock, random: Math.random, probe },
-    { snapshot() {}, state() {}, source() {}, checked },
+    { snapshot() {}, state() {}, source() {}, checked, notChecked() {} },
   )
   const early = await at(rounds * addresses.length)
   const late = await at(2 * rounds * addresses.length)
