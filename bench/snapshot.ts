@@ -112,6 +112,7 @@ async function startFarm(size: number) {
       checked() {},
       notChecked() {},
       source() {},
+      note() {},
     },
   )
   // The first results; after them, each check waits for its answer.

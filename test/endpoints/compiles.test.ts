@@ -51,6 +51,7 @@ test('of two services with 1,000 endpoints only the one that changed is compiled
         checked() {},
         notChecked() {},
         source() {},
+        note() {},
       },
     )
     t.after(() => pool.close())

@@ -34,6 +34,7 @@ function pooled(t: TestContext, options: Options = {}) {
     checked: () => void results++,
     notChecked: (address, detail) => void notChecked.push(`${address} ${detail}`),
     source: error => void sources.push(error?.message),
+    note: () => assert.fail('no note was expected'),
   }
   const source: Source = async (given, signal) => {
     sink = given

@@ -151,7 +151,16 @@ test('the log has a line for what an operator must know, as a warning where it i
   const replica = { type: 'replica', address: '127.0.1.1', pid: 1, startAgain: 'echo' } as const
   const ended: FarmEvent = { ...replica, ended: 'SIGKILL' }
   const notChecked: FarmEvent = { type: 'not-checked', service, address: '::1', error: 'connect EMFILE' }
-  for (const event of [snapshot(true), snapshot(true), check, failed, recovered, replica, ended])
+  const family = { type: 'source-family', service, source: 'dns:a', family: 'AAAA' } as const
+  const warning = {
+    type: 'source-warning',
+    service,
+    source: 'dns:a',
+    message: 'a warning',
+    details: {},
+  } as const
+  const notes: FarmEvent[] = [{ ...family, error: 'no answer' }, family, warning]
+  for (const event of [snapshot(true), snapshot(true), check, failed, recovered, ...notes, replica, ended])
     hub.publish(event)
   for (const event of [snapshot(true, true), snapshot(true, true), snapshot(true)]) hub.publish(event)
   // At most once a minute.
@@ -166,6 +175,9 @@ test('the log has a line for what an operator must know, as a warning where it i
     'info service ready: the first round of checks is over',
     'warn source failed: the last good answer stays in use',
     'info source recovered',
+    'warn source failed for AAAA: the last good answer for AAAA stays in use',
+    'info source recovered for AAAA',
+    'warn a warning',
     'warn replica 127.0.1.1 ended',
     'warn no endpoint is healthy: all are answered (--fail open)',
     'info an endpoint is healthy again',
