@@ -124,6 +124,7 @@ const endpoint = (address: string): EndpointStatus => ({
   weight: 1,
   state: 'up',
   terminating: false,
+  leaving: false,
   answered: true,
   detail: '',
   activeConnections: undefined,

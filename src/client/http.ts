@@ -7,7 +7,10 @@ import { formatAddress, type SocketAddress } from '../address.ts'
 
 const MAX_BODY_OCTETS = 64 * 1024
 
-/** Rejects when the answer is not complete before `signal` aborts, or is longer than 64 KiB. */
+/**
+ * Rejects when no status has come before `signal` aborts. The body is what has come of it: it may be cut off,
+ * by the server, by `signal` or after 64 KiB.
+ */
 export function httpGet(
   { address, port }: SocketAddress,
   path: string,
@@ -15,20 +18,26 @@ export function httpGet(
 ): Promise<{ statusCode: number; body: string }> {
   return new Promise((resolve, reject) => {
     const headers = { host: formatAddress({ address, port }) }
+    let fail: (error: Error) => void = reject
     const request = get({ host: address, port, path, headers, agent: false, signal }, response => {
       const chunks: Buffer[] = []
       let octets = 0
+      const done = () => {
+        const body = Buffer.concat(chunks).subarray(0, MAX_BODY_OCTETS).toString()
+        resolve({ statusCode: response.statusCode ?? 0, body })
+      }
       response.on('data', (chunk: Buffer) => {
         chunks.push(chunk)
         octets += chunk.length
-        if (octets > MAX_BODY_OCTETS)
-          request.destroy(new Error(`the answer is longer than ${MAX_BODY_OCTETS} bytes`))
+        if (octets < MAX_BODY_OCTETS) return
+        done()
+        request.destroy()
       })
-      response.on('error', reject)
-      response.on('end', () => {
-        resolve({ statusCode: response.statusCode ?? 0, body: Buffer.concat(chunks).toString() })
-      })
+      // The request reports the abort of `signal` first.
+      fail = done
+      response.on('error', done)
+      response.on('end', done)
     })
-    request.on('error', reject)
+    request.on('error', error => fail(error))
   })
 }

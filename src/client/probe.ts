@@ -10,9 +10,23 @@ export type ProbeTarget =
 
 export type ProbeResult =
   | { readonly ok: true; readonly detail: string; readonly activeConnections?: number }
-  | { readonly ok: false; readonly detail: string; readonly draining: boolean }
+  | {
+      readonly ok: false
+      readonly detail: string
+      readonly draining: boolean
+      /** This machine could not ask, so that nothing is known of the server. */
+      readonly own?: true
+    }
 
 const NONCE_OCTETS = 16
+
+/** Descriptors, ports, buffers or memory of this machine have run out, or the address is not usable here. */
+const ownErrors: ReadonlySet<unknown> = new Set([
+  ...['EMFILE', 'ENFILE', 'EADDRNOTAVAIL', 'ENOBUFS', 'ENOMEM', 'EINVAL'],
+])
+
+/** Whether an error is the checker's own. Any other one, such as ECONNREFUSED, is a result of the check. */
+export const isOwnError = (error: unknown): boolean => ownErrors.has((error as { code?: unknown }).code)
 
 /** Never rejects: every failure of a server is a result. Ends within `timeoutMs`. */
 export async function probe(
@@ -31,7 +45,7 @@ export async function probe(
       : await probeEcho(target, limit.signal)
   } catch (error) {
     const detail = limit.signal.aborted ? `no answer within ${timeoutMs} ms` : (error as Error).message
-    return { ok: false, detail, draining: false }
+    return { ok: false, detail, draining: false, ...(isOwnError(error) && { own: true }) }
   } finally {
     cancelTimeout()
   }
@@ -58,7 +72,10 @@ async function probeHttp(target: ProbeTarget & { kind: 'http' }, limit: AbortSig
   return judge(statusCode, body)
 }
 
-/** 2xx is a pass. Our own `/readyz` also tells the reason of a failure, and how many connections are open. */
+/**
+ * The status decides: 2xx is a pass. Our own `/readyz` also tells the reason of a failure, and how many
+ * connections are open.
+ */
 function judge(statusCode: number, body: string): ProbeResult {
   const { status, connections } = readStatus(body)
   const detail = `HTTP ${statusCode}`

@@ -23,6 +23,7 @@ export interface DnsOptions
     | 'rise'
     | 'fall'
     | 'fail'
+    | 'handover'
   > {
   /** `name` is a whole name; `text` is the source as the user wrote it. */
   readonly services: readonly { readonly name: string; readonly source: Source; readonly text: string }[]

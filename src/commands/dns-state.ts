@@ -40,7 +40,7 @@ export const firstCount = (firsts: Tallies['firsts'], service: string, address: 
     .filter(first => first.name === service && first.address === address)
     .reduce((sum, { count }) => sum + count, 0)
 
-const states = ['checking', 'up', 'down', 'draining'] as const
+const states = ['checking', 'up', 'down', 'draining', 'leaving'] as const
 
 /** The values that `/metrics` reads when Prometheus scrapes. */
 export function samples(
@@ -65,7 +65,7 @@ export function samples(
     list.push(['roundelay_service_failed_open', { service }, Number(failedOpen)])
     list.push(['roundelay_source_up', { service }, Number(!failingSources.has(service))])
     for (const state of states) {
-      const count = endpoints.filter(endpoint => endpoint.state === state).length
+      const count = endpoints.filter(each => (each.leaving ? 'leaving' : each.state) === state).length
       list.push(['roundelay_service_endpoints', { service, state }, count])
     }
     for (const { address, answered } of endpoints)

@@ -102,6 +102,7 @@ export async function startDns(
   for (const { name, source, text } of options.services) {
     const pool = {
       ...{ service: name, source, checks, intervalMs, timeoutMs, rise, fall, fail },
+      handoverMs: options.handover,
       watchLoad: policy.readsLoad,
       ...{ clock: systemClock, random: Math.random, probe },
     }
@@ -118,6 +119,7 @@ const publisher = (service: string, source: string, authority: Authority, hub: E
   },
   state: (address, from, to, detail) => hub.publish({ type: 'endpoint', service, address, from, to, detail }),
   checked: (_address, ok, seconds) => hub.publish({ type: 'check', service, ok, seconds }),
+  notChecked: (address, detail) => hub.publish({ type: 'not-checked', service, address, error: detail }),
   note: note => hub.publish({ ...note, service, source }),
   source: error => hub.publish({ type: 'source', service, source, ...(error && { error: error.message }) }),
 })

@@ -144,6 +144,13 @@ export const flags = {
     parse: oneOf('open', 'closed'),
     help: 'when no endpoint is healthy, answer with all of them (open) or with none (closed)',
   },
+  handover: {
+    value: 'TIME',
+    parse: duration,
+    help:
+      'while no listed endpoint is healthy, answer with healthy ones that the source has dropped, for this ' +
+      'time; an empty list takes effect at once',
+  },
   model: {
     value: 'MODEL',
     parse: oneOf(...modelNames),
@@ -364,6 +371,7 @@ export const verbs = {
       sourceHold: '2',
       check: 'udp:7007',
       ...checkFlags,
+      handover: '10s',
       admin: '0.0.0.0:8080',
       ...drainFlags,
     },

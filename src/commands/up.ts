@@ -52,6 +52,8 @@ export const run: Run<'up'> = async (options, _args, context) => {
       },
     ],
     check: options.check ?? defaultChecks(options),
+    // The list of replicas never changes.
+    handover: 0,
     drainMs: 0,
     graceMs: CLOSE_MS,
     async onClose() {
@@ -120,8 +122,13 @@ function showTable(farm: Farm, screen: Screen, hub: EventHub, closing: AbortSign
         ? []
         : [`restart ${address}: ${process.startAgain}`]
     })
-    const room = Math.max(1, screen.rows - commands.length - 2 * again.length - 9)
-    const table = [...tableLines(rows, room), `DNS answers: ${hub.state.tallies.answers}`]
+    const room = Math.max(1, screen.rows - commands.length - 2 * again.length - 10)
+    const open = hub.state.services.get(farm.service)?.failedOpen
+    const table = [
+      ...tableLines(rows, room),
+      `DNS answers: ${hub.state.tallies.answers}`,
+      ...(open ? ['No replica is healthy: all are answered (--fail open).'] : []),
+    ]
     screen.show(['', ...commands, '', ...table, ...(again.length > 0 ? ['', ...again.slice(0, 3)] : [])])
   }
   // Many events come together, such as the counts of all replicas.

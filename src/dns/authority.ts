@@ -229,6 +229,7 @@ const sameMember = (a: EndpointStatus, b: EndpointStatus): boolean =>
     a.weight === b.weight &&
     a.state === b.state &&
     a.terminating === b.terminating &&
+    a.leaving === b.leaving &&
     a.answered === b.answered)
 
 const loadsDiffer = (a: Snapshot, b: Snapshot): boolean =>

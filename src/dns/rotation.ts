@@ -83,13 +83,16 @@ const weighted: Policy = {
 }
 
 /**
- * The fewest active connections first; those with equally few take turns. A load not known yet counts as 0.
+ * The fewest active connections first; those with equally few take turns. An unknown load counts as the mean
+ * of the known ones: a replica that does not tell its load must not be the first for ever.
  */
 const leastLoaded: Policy = {
   name: 'least-loaded',
   readsLoad: true,
   compile(candidates) {
-    const loads = candidates.map(({ activeConnections }) => activeConnections ?? 0)
+    const known = candidates.flatMap(({ activeConnections }) => activeConnections ?? [])
+    const mean = known.reduce((sum, load) => sum + load, 0) / Math.max(1, known.length)
+    const loads = candidates.map(({ activeConnections }) => activeConnections ?? mean)
     const load = (index: number) => loads[index]!
     const order = indices(candidates.length).sort((a, b) => load(a) - load(b))
     const least = load(order[0] ?? 0)

@@ -167,8 +167,8 @@ export function servicePart(options: ZoneOptions, snapshot: Snapshot, places: Pl
       },
     })
   }
-  const texts = endpoints.map(({ address, state, terminating }) => ({
-    texts: [`${address} ${terminating ? 'terminating' : state}`],
+  const texts = endpoints.map(({ address, state, terminating, leaving }) => ({
+    texts: [`${address} ${leaving ? 'leaving' : terminating ? 'terminating' : state}`],
   }))
   if (texts.length > 0) rrsets.push({ ...owner, type: TYPE.TXT, records: texts })
   return { names, pending: undefined, rrsets }

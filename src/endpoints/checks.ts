@@ -2,7 +2,9 @@
 import type { ProbeResult, ProbeTarget } from '../client/probe.ts'
 import { type Clock, pause, type Random } from '../clock.ts'
 
-const MAX_JITTER_MS = 5000
+/** So many first checks may start at the same time. */
+const MAX_TOGETHER = 50
+const MAX_SPREAD_MS = 1000
 
 export type Check =
   | { readonly kind: 'udp' | 'tcp'; readonly port: number }
@@ -26,19 +28,23 @@ export interface CheckOptions {
 }
 
 /**
- * Checks one endpoint until `signal` aborts. The first check starts after a random part of the interval (of
- * its first seconds, if it is long), so that a thousand endpoints that were added together are not checked
- * together.
+ * When the first check of one of `added` endpoints starts, which the source added together: at once, except
+ * that many are spread, so that a thousand are not checked at the same time.
  */
+export const firstDelayMs = (added: number, intervalMs: number, random: Random): number =>
+  added > MAX_TOGETHER ? random() * Math.min(intervalMs, MAX_SPREAD_MS) : 0
+
+/** Checks one endpoint until `signal` aborts, for the first time after `delayMs`. */
 export async function checkForever(
   address: string,
-  options: Omit<CheckOptions, 'rise' | 'fall'>,
+  options: Omit<CheckOptions, 'rise' | 'fall' | 'random'>,
+  delayMs: number,
   report: (result: ProbeResult, seconds: number) => void,
   signal: AbortSignal,
 ): Promise<void> {
-  const { clock, random, probe, intervalMs, timeoutMs } = options
+  const { clock, probe, intervalMs, timeoutMs } = options
   const targets = options.checks.filter(check => check.kind !== 'none').map(check => ({ ...check, address }))
-  let dueMs = clock.now() + random() * Math.min(intervalMs, MAX_JITTER_MS)
+  let dueMs = clock.now() + delayMs
   for (;;) {
     await pause(clock, Math.max(0, dueMs - clock.now()), signal)
     if (signal.aborted) return
@@ -50,9 +56,15 @@ export async function checkForever(
   }
 }
 
-/** Draining beats failure, failure beats success. The details of passes are joined. */
+/**
+ * Draining beats failure, failure beats an error of our own, that beats success. The details of passes are
+ * joined.
+ */
 function combine(results: readonly ProbeResult[]): ProbeResult {
-  const worst = results.find(result => !result.ok && result.draining) ?? results.find(result => !result.ok)
+  const worst =
+    results.find(result => !result.ok && result.draining) ??
+    results.find(result => !result.ok && !result.own) ??
+    results.find(result => !result.ok)
   if (worst) return worst
   const passes = results.filter(result => result.ok)
   const detail = passes.map(pass => pass.detail).join(', ')

@@ -6,6 +6,8 @@ import type { Health } from './health.ts'
 export interface Member {
   readonly endpoint: Endpoint
   readonly health: Health
+  /** The source no longer lists it, and the time of its handover is not over. */
+  readonly leaving: boolean
 }
 
 export interface Choice {
@@ -15,12 +17,12 @@ export interface Choice {
 }
 
 /** The first tier that is answered only by a service that fails open. */
-const FAIL_OPEN = 2
+const FAIL_OPEN = 3
 /**
  * No tier: an endpoint is not answered before its first result, so that a new replica serves after its first
- * pass.
+ * pass. One that this machine failed to check has been asked: it belongs to those that fail open.
  */
-const NEVER = 5
+const NEVER = 6
 
 /** The members of the first tier that is not empty are answered. */
 export function choose(members: readonly Member[], fail: 'open' | 'closed'): Choice {
@@ -32,14 +34,17 @@ export function choose(members: readonly Member[], fail: 'open' | 'closed'): Cho
   }
 }
 
-function tier({ endpoint: { ready, serving, terminating }, health: { state } }: Member): number {
-  if (state === 'checking') return NEVER
+function tier({ endpoint: { ready, serving, terminating }, health, leaving }: Member): number {
+  const { state, asked } = health
+  if (state === 'checking' && !asked) return NEVER
+  // While the endpoints that replaced it are not healthy yet. It never fails open: it is probably gone.
+  if (leaving) return state === 'up' ? 2 : NEVER
   if (state === 'up' && ready && !terminating) return 0
   // As kube-proxy does. A draining replica reports itself that it still serves; the platform's `serving`
   // follows `/readyz`, and is false by then.
   if (terminating && (state === 'draining' || (state === 'up' && serving))) return 1
   // All that have been checked, the draining ones last: a flaky check must not become an outage (gdnsd, Route
   // 53).
-  if (state === 'draining') return 4
-  return terminating ? 3 : FAIL_OPEN
+  if (state === 'draining') return 5
+  return terminating ? 4 : FAIL_OPEN
 }

@@ -3,10 +3,10 @@
 import { isIpv6 } from '../address.ts'
 import type { ProbeResult } from '../client/probe.ts'
 import { gather, pause } from '../clock.ts'
-import { type CheckOptions, checkForever } from './checks.ts'
+import { type CheckOptions, checkForever, firstDelayMs } from './checks.ts'
 import { choose } from './choose.ts'
 import type { Endpoint, Source, SourceNote } from './endpoint.ts'
-import { ALWAYS_UP, type Health, nextHealth, type State, UNCHECKED } from './health.ts'
+import { ALWAYS_UP, type Health, nextHealth, relistedHealth, type State, UNCHECKED } from './health.ts'
 
 export interface EndpointStatus {
   readonly address: string
@@ -14,6 +14,8 @@ export interface EndpointStatus {
   readonly weight: number
   readonly state: State
   readonly terminating: boolean
+  /** The source no longer lists it; it may still be answered until its replacements are healthy. */
+  readonly leaving: boolean
   /** It is in the answers. */
   readonly answered: boolean
   readonly detail: string
@@ -33,11 +35,17 @@ export interface Snapshot {
   readonly endpoints: readonly EndpointStatus[]
 }
 
+/** What the log says of an endpoint: its state while it is listed. */
+export type Standing = State | 'leaving' | 'absent'
+
 /** What happens in a pool, for log and metrics. */
 export interface PoolEvents {
   snapshot(snapshot: Snapshot): void
-  state(address: string, from: State | 'absent', to: State | 'absent', detail: string): void
+  /** The changes of health while an endpoint is leaving are not reported: it is expected to end. */
+  state(address: string, from: Standing, to: Standing, detail: string): void
   checked(address: string, ok: boolean, seconds: number): void
+  /** This machine could not check the endpoint, whose health is unchanged. */
+  notChecked(address: string, detail: string): void
   /** `error` is undefined when the source has recovered. */
   source(error: Error | undefined): void
   note(note: SourceNote): void
@@ -48,6 +56,8 @@ interface PoolOptions extends CheckOptions {
   readonly source: Source
   /** What to answer when no endpoint is healthy: all of them, or none. */
   readonly fail: 'open' | 'closed'
+  /** How long an endpoint that the source no longer lists is checked, and may be answered. */
+  readonly handoverMs: number
   /**
    * A change of `activeConnections` alone makes a new Snapshot. Needed only under a policy that reads the
    * load.
@@ -67,13 +77,16 @@ const GATHER_MS = 10
 interface PoolMember {
   endpoint: Endpoint
   health: Health
+  /** Ends the time of the handover; undefined while the source lists the endpoint. */
+  cancelHandover: (() => void) | undefined
   /** As in the last Snapshot. */
   status: EndpointStatus | undefined
   readonly stop: AbortController
 }
 
 export function startPool(options: PoolOptions, events: PoolEvents): Pool {
-  const { service, clock, random, rise, fall, watchLoad } = options
+  const { service, clock, random, rise, fall, watchLoad, handoverMs } = options
+  /** The listed ones in the order of the source, then the departed ones in the order of their departure. */
   const members = new Map<string, PoolMember>()
   /** Departed members are included: a check that has begun ends with its answer or its time-out. */
   const runningChecks = new Set<Promise<void>>()
@@ -86,31 +99,34 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
 
   const changes = gather(clock, GATHER_MS, () => {
     const list = [...members.values()]
-    const { failedOpen, isAnswered } = choose(list, options.fail)
-    const endpoints = list.map(member => {
-      member.status = statusOf(member, isAnswered(member))
+    const candidates = list.map(member => ({ ...member, leaving: isLeaving(member) }))
+    const { failedOpen, isAnswered } = choose(candidates, options.fail)
+    const endpoints = list.map((member, i) => {
+      member.status = statusOf(member, isAnswered(candidates[i]!))
       return member.status
     })
     snapshot = freeze({ service, ready: firstUnchecked?.size === 0, failedOpen, endpoints })
     events.snapshot(snapshot)
   })
 
-  const add = (endpoint: Endpoint): PoolMember => {
+  const add = (endpoint: Endpoint, delayMs: number): PoolMember => {
     const { address } = endpoint
     const health = hasChecks ? UNCHECKED : ALWAYS_UP
-    const member: PoolMember = { endpoint, health, status: undefined, stop: new AbortController() }
+    const stop = new AbortController()
+    const member: PoolMember = { endpoint, health, status: undefined, cancelHandover: undefined, stop }
     const report = (result: ProbeResult, seconds: number) => {
       const before = member.health
       member.health = nextHealth(before, result, rise, fall)
       const { state, detail, activeConnections } = member.health
-      events.checked(address, result.ok, seconds)
-      if (before.state !== state) events.state(address, before.state, state, detail)
+      if (!result.ok && result.own) events.notChecked(address, result.detail)
+      else events.checked(address, result.ok, seconds)
+      if (before.state !== state && !isLeaving(member)) events.state(address, before.state, state, detail)
       const wasFirst = firstUnchecked?.delete(address)
       const loadChanged = watchLoad && before.activeConnections !== activeConnections
       if (wasFirst || before.state !== state || before.detail !== detail || loadChanged) changes.add()
     }
     if (hasChecks) {
-      const run = checkForever(address, options, report, member.stop.signal)
+      const run = checkForever(address, options, delayMs, report, stop.signal)
       runningChecks.add(run)
       run.finally(() => runningChecks.delete(run))
     }
@@ -118,29 +134,66 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
     return member
   }
 
+  const remove = (address: string, member: PoolMember) => {
+    member.stop.abort()
+    member.cancelHandover?.()
+    members.delete(address)
+    const from = isLeaving(member) ? 'leaving' : member.health.state
+    events.state(address, from, 'absent', 'the source no longer has it')
+  }
+
+  /** The endpoint stays for a while, so that the answer does not become empty before others are healthy. */
+  const depart = (address: string, member: PoolMember) => {
+    if (isLeaving(member)) return
+    events.state(address, member.health.state, 'leaving', 'the source no longer has it')
+    member.cancelHandover = clock.after(handoverMs, () => {
+      remove(address, member)
+      changes.add()
+    })
+  }
+
+  const comeBack = (address: string, member: PoolMember) => {
+    if (!isLeaving(member)) return
+    member.cancelHandover?.()
+    member.cancelHandover = undefined
+    member.health = relistedHealth(member.health)
+    events.state(address, 'leaving', member.health.state, 'the source lists it again')
+  }
+
   const publish = (endpoints: readonly Endpoint[]) => {
     if (stop.signal.aborted) return
     if (sourceFailed) events.source(undefined)
     sourceFailed = false
     const wanted = new Map(endpoints.map(endpoint => [endpoint.address, endpoint]))
+    const before = [...members].filter(([, member]) => !isLeaving(member)).map(([address]) => address)
     // The Map's order is the source's order, which rotation follows.
-    let different = !firstUnchecked || [...members.keys()].join() !== [...wanted.keys()].join()
-    for (const [address, member] of members) {
+    let different = !firstUnchecked || before.join() !== [...wanted.keys()].join()
+    // An empty list is believed: then nothing is answered. Without checks nobody knows what still serves.
+    const handsOver = wanted.size > 0 && hasChecks && handoverMs > 0
+    for (const [address, member] of [...members]) {
       if (wanted.has(address)) continue
-      member.stop.abort()
-      members.delete(address)
       firstUnchecked?.delete(address)
-      events.state(address, member.health.state, 'absent', 'the source no longer has it')
+      if (handsOver) {
+        depart(address, member)
+      } else {
+        remove(address, member)
+        different = true
+      }
     }
-    const ordered: [string, PoolMember][] = []
+    const added = [...wanted.keys()].filter(address => !members.has(address)).length
+    const departed = [...members].filter(([address]) => !wanted.has(address))
+    const listed: [string, PoolMember][] = []
     for (const [address, endpoint] of wanted) {
       const member = members.get(address)
       if (member && !sameEndpoint(member.endpoint, endpoint)) different = true
-      if (member) member.endpoint = endpoint
-      ordered.push([address, member ?? add(endpoint)])
+      if (member) {
+        member.endpoint = endpoint
+        comeBack(address, member)
+      }
+      listed.push([address, member ?? add(endpoint, firstDelayMs(added, options.intervalMs, random))])
     }
     members.clear()
-    for (const [address, member] of ordered) members.set(address, member)
+    for (const [address, member] of [...listed, ...departed]) members.set(address, member)
     firstUnchecked ??= new Set(hasChecks ? members.keys() : [])
     if (different) changes.add()
   }
@@ -171,15 +224,22 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
     async close() {
       stop.abort()
       changes.cancel()
-      for (const member of members.values()) member.stop.abort()
+      for (const member of members.values()) {
+        member.cancelHandover?.()
+        member.stop.abort()
+      }
       await Promise.all([runningSource, ...runningChecks])
     },
   }
 }
 
+const isLeaving = ({ cancelHandover }: PoolMember): boolean => cancelHandover !== undefined
+
 /** Is the object of the last Snapshot unless something has changed. */
-function statusOf({ endpoint, health, status: last }: PoolMember, answered: boolean): EndpointStatus {
+function statusOf(member: PoolMember, answered: boolean): EndpointStatus {
+  const { endpoint, health, status: last } = member
   const { address, weight, terminating } = endpoint
+  const leaving = isLeaving(member)
   const { state, detail, activeConnections } = health
   if (
     last?.answered === answered &&
@@ -187,11 +247,14 @@ function statusOf({ endpoint, health, status: last }: PoolMember, answered: bool
     last.detail === detail &&
     last.activeConnections === activeConnections &&
     last.weight === weight &&
-    last.terminating === terminating
+    last.terminating === terminating &&
+    last.leaving === leaving
   )
     return last
   const family = isIpv6(address) ? 6 : 4
-  return Object.freeze({ address, family, weight, state, terminating, answered, detail, activeConnections })
+  return Object.freeze({
+    ...{ address, family, weight, state, terminating, leaving, answered, detail, activeConnections },
+  })
 }
 
 const sameEndpoint = (a: Endpoint, b: Endpoint) =>

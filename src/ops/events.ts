@@ -7,6 +7,9 @@ import type { Clock } from '../clock.ts'
 
 export type EndpointState = 'checking' | 'up' | 'down' | 'draining'
 
+/** The state of an endpoint while its source lists it. */
+export type EndpointStanding = EndpointState | 'leaving' | 'absent'
+
 export interface ServiceView {
   readonly service: string
   readonly ready: boolean
@@ -37,8 +40,8 @@ export type FarmEvent =
       readonly type: 'endpoint'
       readonly service: string
       readonly address: string
-      readonly from: EndpointState | 'absent'
-      readonly to: EndpointState | 'absent'
+      readonly from: EndpointStanding
+      readonly to: EndpointStanding
       readonly detail: string
     }
   | { readonly type: 'snapshot'; readonly snapshot: ServiceView }
@@ -65,6 +68,13 @@ export type FarmEvent =
     }
   /** One round of checks of one endpoint. */
   | { readonly type: 'check'; readonly service: string; readonly ok: boolean; readonly seconds: number }
+  /** This machine could not check an endpoint. */
+  | {
+      readonly type: 'not-checked'
+      readonly service: string
+      readonly address: string
+      readonly error: string
+    }
   | { readonly type: 'tallies'; readonly tallies: Tallies }
   /** A replica process that `up` started runs, or (with `ended`) has ended. */
   | {
@@ -109,7 +119,7 @@ const TALLY_MS = 1000
  * What the history leaves out: a Snapshot holds every endpoint, so that a thousand of them would fill the
  * memory; checks and tallies are so many that they would push out everything else.
  */
-const forgotten: ReadonlySet<FarmEvent['type']> = new Set(['snapshot', 'check', 'tallies'])
+const forgotten: ReadonlySet<FarmEvent['type']> = new Set(['snapshot', 'check', 'not-checked', 'tallies'])
 
 const initialState: FarmState = {
   services: new Map(),
@@ -209,7 +219,9 @@ export class EventHub {
   #derive(before: ServiceView | undefined, now: ServiceView): void {
     const { service, ready, failedOpen, endpoints } = now
     if (ready && !before?.ready) this.publish({ type: 'ready', service, endpoints: endpoints.length })
-    if (failedOpen !== (before?.failedOpen ?? false))
-      this.publish({ type: 'failed-open', service, failedOpen })
+    // Before the first round of checks is over, nothing is answered.
+    const open = ready && failedOpen
+    if (open !== (before?.ready === true && before.failedOpen))
+      this.publish({ type: 'failed-open', service, failedOpen: open })
   }
 }

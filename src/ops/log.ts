@@ -2,6 +2,7 @@
  * The log: one JSON line per event, or coloured text for people. It never has a line per query or datagram.
  */
 import { type Logger, pino } from 'pino'
+import { sparingly } from '../say.ts'
 import type { Subscriber } from './events.ts'
 
 export type { Logger }
@@ -49,9 +50,11 @@ export async function textFormat(): Promise<(line: string) => string> {
 }
 
 /** Writes what the event hub publishes to the log. */
-export const logSubscriber =
-  (log: Pick<Logger, 'debug' | 'info' | 'warn'>): Subscriber =>
-  event => {
+export function logSubscriber(log: Pick<Logger, 'debug' | 'info' | 'warn'>): Subscriber {
+  const warnNotChecked = sparingly(details =>
+    log.warn(details, 'cannot check endpoints: an error of this machine, which changes no health'),
+  )
+  return event => {
     switch (event.type) {
       case 'endpoint': {
         const { service, address, from, to, detail } = event
@@ -61,9 +64,18 @@ export const logSubscriber =
         const now = to === 'absent' ? 'gone' : to
         return log[level]({ service, endpoint: address, from, to, detail }, `endpoint ${address} is ${now}`)
       }
+      case 'not-checked': {
+        const { service, address, error } = event
+        return warnNotChecked({ service, endpoint: address, reason: error })
+      }
       case 'ready': {
         const { service, endpoints } = event
         return log.info({ service, endpoints }, 'service ready: the first round of checks is over')
+      }
+      case 'failed-open': {
+        const { service, failedOpen } = event
+        if (!failedOpen) return log.info({ service }, 'an endpoint is healthy again')
+        return log.warn({ service }, 'no endpoint is healthy: all are answered (--fail open)')
       }
       case 'source': {
         const { service, source, error } = event
@@ -88,3 +100,4 @@ export const logSubscriber =
       }
     }
   }
+}

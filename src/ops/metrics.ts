@@ -150,7 +150,7 @@ export const metrics = {
     role: 'dns',
     type: 'gauge',
     labels: ['service', 'state'],
-    help: 'Endpoints by state: checking, up, down, draining.',
+    help: 'Endpoints by state: checking, up, down, draining; leaving (the source no longer lists it).',
   },
   roundelay_endpoint_answered: {
     role: 'dns',
@@ -163,6 +163,14 @@ export const metrics = {
     type: 'counter',
     labels: ['service', 'result'],
     help: 'Check rounds, one endpoint each, by result: pass, fail.',
+  },
+  roundelay_checks_not_made_total: {
+    role: 'dns',
+    type: 'counter',
+    labels: ['service'],
+    help:
+      'Check rounds that this machine could not make (no descriptors, ports or memory); ' +
+      'health is unchanged.',
   },
   roundelay_check_duration_seconds: {
     role: 'dns',
@@ -262,6 +270,8 @@ export const metricsSubscriber =
       const { service, ok, seconds } = event
       metrics.inc('roundelay_checks_total', { service, result: ok ? 'pass' : 'fail' })
       metrics.observe('roundelay_check_duration_seconds', { service }, seconds)
+    } else if (event.type === 'not-checked') {
+      metrics.inc('roundelay_checks_not_made_total', { service: event.service })
     } else if (event.type === 'source' && event.error !== undefined) {
       metrics.inc('roundelay_source_failures_total', { service: event.service })
     }

@@ -1,11 +1,13 @@
 import assert from 'node:assert/strict'
+import { execFile } from 'node:child_process'
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { createServer as createHttpServer, type RequestListener } from 'node:http'
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net'
 import { type TestContext, test } from 'node:test'
+import { promisify } from 'node:util'
 import { httpGet } from '../../src/client/http.ts'
-import { type ProbeResult, probe } from '../../src/client/probe.ts'
+import { isOwnError, type ProbeResult, probe } from '../../src/client/probe.ts'
 import { eventLoop } from '../../src/servers/event-loop.ts'
 import { echo } from '../support/echo.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
@@ -161,43 +163,105 @@ test(
   },
 )
 
-test('an HTTP answer that is invalid, too long, cut off or never complete is a failure', options, async t => {
-  const head = 'HTTP/1.1 200 OK\r\n'
-  const cases: [answer: string | undefined, detail: RegExp][] = [
-    ['SSH-2.0-OpenSSH_9\r\n', /Parse Error/],
-    [undefined, /socket hang up/],
-    [`${head}content-length: 10\r\n\r\nshort`, /aborted/],
-    [`${head}transfer-encoding: chunked\r\n\r\n5\r\nshort\r\n`, /aborted/],
-    [`${head}\r\n${'x'.repeat(70_000)}`, /longer than 65536 bytes/],
-    [`${head}\r\n${'é'.repeat(40_000)}`, /longer than 65536 bytes/],
-  ]
-  const clock = new VirtualClock()
-  let answer: string | undefined
-  let end = true
-  const server = createServer(socket => {
-    socket.once('data', () => {
-      if (answer) socket.write(answer)
-      if (end) socket.end()
-      else void clock.advance(SHORT_MS)
+test(
+  'the status alone decides an HTTP check: a body that is long, cut off or stalled is no failure',
+  options,
+  async t => {
+    const head = 'HTTP/1.1 200 OK\r\n'
+    const draining = '{"status":"draining"}'
+    const failures: [answer: string | undefined, detail: RegExp][] = [
+      ['SSH-2.0-OpenSSH_9\r\n', /Parse Error/],
+      [undefined, /socket hang up/],
+      [`HTTP/1.1 500 No\r\n\r\n${'x'.repeat(70_000)}`, /^HTTP 500$/],
+    ]
+    const passes = [
+      `${head}content-length: 10\r\n\r\nshort`,
+      `${head}transfer-encoding: chunked\r\n\r\n5\r\nshort\r\n`,
+      `${head}\r\n${'x'.repeat(65_536)}`,
+      `${head}\r\n${'x'.repeat(65_537)}`,
+      `${head}\r\n${'é'.repeat(40_000)}`,
+    ]
+    const clock = new VirtualClock()
+    let answer: string | undefined
+    let end = true
+    const server = createServer(socket => {
+      socket.once('data', () => {
+        // What was written is read before the time is over.
+        if (answer) socket.write(answer, () => end || setTimeout(() => void clock.advance(SHORT_MS), 100))
+        if (end) socket.end()
+        else if (!answer) void clock.advance(SHORT_MS)
+      })
     })
-  })
-  const target = { kind: 'http', address: '127.0.0.1', port: await listening(t, server), path: '/' } as const
-  for (const [text, detail] of cases) {
-    answer = text
-    assertResult(await probe(target, LONG_MS), failed(detail))
-  }
-  end = false
-  for (const text of [undefined, head, `${head}content-length: 10\r\n\r\nshort`, `${head}\r\nno end`]) {
-    answer = text
-    assertResult(await probe(target, SHORT_MS, clock), failed(`no answer within ${SHORT_MS} ms`))
-  }
-  // An endless body does not fill the memory: it is cut off long before the time-out.
-  answer = `${head}\r\n`
-  server.on('connection', socket => {
-    const flood = () => {
-      while (socket.writable && socket.write('x'.repeat(10_000)));
+    const target = {
+      kind: 'http',
+      address: '127.0.0.1',
+      port: await listening(t, server),
+      path: '/',
+    } as const
+    const pass = { ok: true, detail: 'HTTP 200' }
+    for (const [text, detail] of failures) {
+      answer = text
+      assertResult(await probe(target, LONG_MS), failed(detail))
     }
-    socket.once('data', flood).on('drain', flood)
-  })
-  await assert.rejects(httpGet(target, '/', AbortSignal.timeout(LONG_MS)), /longer than 65536 bytes/)
+    for (const text of passes) {
+      answer = text
+      assertResult(await probe(target, LONG_MS), pass)
+    }
+    end = false
+    for (const text of [undefined, head]) {
+      answer = text
+      assertResult(await probe(target, SHORT_MS, clock), failed(`no answer within ${SHORT_MS} ms`))
+    }
+    for (const text of [`${head}content-length: 10\r\n\r\nshort`, `${head}\r\nno end`]) {
+      answer = text
+      assertResult(await probe(target, SHORT_MS, clock), pass)
+    }
+    answer = `HTTP/1.1 503 No\r\n\r\n${draining}`
+    assertResult(await probe(target, SHORT_MS, clock), failed('HTTP 503 draining', true))
+    // An endless body does not fill the memory: the connection is closed after 64 KiB.
+    answer = `${head}\r\n`
+    server.on('connection', socket => {
+      const flood = () => {
+        while (socket.writable && socket.write('x'.repeat(10_000)));
+      }
+      socket.once('data', flood).on('drain', flood)
+    })
+    const { body } = await httpGet(target, '/', AbortSignal.timeout(LONG_MS))
+    assert.equal(body.length, 65_536)
+  },
+)
+
+test('errors of this machine are told apart from results of the server', () => {
+  const coded = (code: string) => isOwnError(Object.assign(new Error(code), { code }))
+  for (const code of ['EMFILE', 'ENFILE', 'EADDRNOTAVAIL', 'ENOBUFS', 'ENOMEM', 'EINVAL'])
+    assert.ok(coded(code), code)
+  for (const code of ['ECONNREFUSED', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH', 'ECONNRESET', 'ABORT_ERR'])
+    assert.ok(!coded(code), code)
 })
+
+/** Opens files until no descriptor is left, then probes. */
+const EXHAUSTED = `
+  import { openSync } from 'node:fs'
+  import { probe } from '${new URL('../../src/client/probe.ts', import.meta.url)}'
+  await probe({ kind: 'tcp', address: '127.0.0.1', port: 1 }, 1000)
+  await probe({ kind: 'http', address: '127.0.0.1', port: 1, path: '/' }, 1000)
+  await probe({ kind: 'udp', address: '127.0.0.1', port: 1 }, 1000)
+  try { for (;;) openSync('/dev/null') } catch {}
+  const results = []
+  for (const kind of ['udp', 'tcp', 'http'])
+    results.push(await probe({ kind, address: '127.0.0.1', port: 9, path: '/' }, 1000))
+  process.stdout.write(JSON.stringify(results))
+`
+
+test(
+  'a probe without a free descriptor reports an error of its own, over each transport',
+  options,
+  async () => {
+    const node = `ulimit -n 80; exec "$0" --input-type=module -e "$1"`
+    const { stdout } = await promisify(execFile)('sh', ['-c', node, process.execPath, EXHAUSTED])
+    for (const result of JSON.parse(stdout)) {
+      assert.match(result.detail, /EMFILE/)
+      assert.deepEqual([result.ok, result.own], [false, true])
+    }
+  },
+)

@@ -119,6 +119,7 @@ export function endpoint(text: string, more: Partial<EndpointStatus> = {}): Endp
     weight: Number(weight),
     state: 'up',
     terminating: false,
+    leaving: false,
     answered: true,
     detail: '',
     activeConnections: undefined,

@@ -216,7 +216,15 @@ describe('least-loaded', () => {
     ],
     [
       [1, undefined, 1],
-      [1, 1, 1],
+      [0, 1, 2],
+    ],
+    [
+      [4, undefined, 0],
+      [2, 2, 2],
+    ],
+    [
+      [undefined, undefined, undefined],
+      [0, 1, 2],
     ],
     [
       [9, 5, 9, 5],

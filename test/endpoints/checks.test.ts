@@ -6,7 +6,7 @@ import { type AddressInfo, connect, createServer as createTcpServer } from 'node
 import { type TestContext, test } from 'node:test'
 import { type ProbeResult, probe } from '../../src/client/probe.ts'
 import { pause, systemClock } from '../../src/clock.ts'
-import { type Check, checkForever } from '../../src/endpoints/checks.ts'
+import { type Check, checkForever, firstDelayMs } from '../../src/endpoints/checks.ts'
 import { portOf, start } from '../support/process.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 
@@ -23,16 +23,17 @@ const LONG_MS = 20_000
 const SHORT_MS = 200
 
 /** Checks 127.0.0.1 until the test ends; `next` is the next report. */
-function checking(t: TestContext, given: Options) {
+function checking(t: TestContext, given: Options, delayMs = 0) {
   const stop = new AbortController()
   const list: Reported[] = []
   let wake = () => {}
-  const times = { clock: systemClock, random: Math.random, intervalMs: 20, timeoutMs: LONG_MS }
+  const times = { clock: systemClock, intervalMs: 20, timeoutMs: LONG_MS }
   const report = (result: ProbeResult, seconds: number) => {
     list.push({ result, seconds })
     wake()
   }
-  const running = checkForever('127.0.0.1', { checks: [], probe, ...times, ...given }, report, stop.signal)
+  const options = { checks: [], probe, ...times, ...given }
+  const running = checkForever('127.0.0.1', options, delayMs, report, stop.signal)
   const end = async () => {
     stop.abort()
     // A check that has begun ends with its answer.
@@ -89,7 +90,7 @@ async function udpServer(t: TestContext, onMessage: (reply: () => void) => void)
 test('checks run from start to start, however long an answer takes', async t => {
   const clock = new VirtualClock()
   const { seen, probe } = slowProbe(clock, 250)
-  const { list } = checking(t, { checks: CHECKS, clock, random: () => 0.5, probe, intervalMs: 300 })
+  const { list } = checking(t, { checks: CHECKS, clock, probe, intervalMs: 300 }, 150)
   await clock.advance(1500)
   assert.deepEqual(seen.starts, [150, 450, 750, 1050, 1350])
   assert.deepEqual(
@@ -101,35 +102,19 @@ test('checks run from start to start, however long an answer takes', async t => 
 test('an answer that takes longer than the interval delays the next check: there are never two at a time', async t => {
   const clock = new VirtualClock()
   const { seen, probe } = slowProbe(clock, 30)
-  checking(t, { checks: CHECKS, clock, random: () => 0, probe, intervalMs: 1 })
+  checking(t, { checks: CHECKS, clock, probe, intervalMs: 1 })
   await clock.advance(100)
   assert.deepEqual([seen.starts, seen.most], [[0, 30, 60, 90], 1])
 })
 
-test('a thousand endpoints that are added together are not checked together', async () => {
-  const count = 1000
-  for (const [intervalMs, spreadMs] of [
-    [2000, 2000],
-    // The first results of a service with a long interval are not worth waiting for that long.
-    [60_000, 5000],
-  ] as const) {
-    const clock = new VirtualClock()
-    const { seen, probe } = slowProbe(clock, 0)
-    let given = 0
-    const random = () => given++ / count
-    const stop = new AbortController()
-    const options = { checks: CHECKS, clock, random, probe, intervalMs, timeoutMs: LONG_MS }
-    const runs = Array.from({ length: count }, () =>
-      checkForever('127.0.0.1', options, () => {}, stop.signal),
-    )
-    await clock.advance(spreadMs - 1)
-    assert.deepEqual(
-      seen.starts.map(ms => Math.round(ms)),
-      Array.from({ length: count }, (_, i) => Math.round((i / count) * spreadMs)),
-    )
-    stop.abort()
-    await Promise.all(runs)
-  }
+test('first checks start at once; only more than 50 together are spread, over a second at most', () => {
+  const draws = [0, 0.25, 0.999]
+  const delays = (added: number, intervalMs: number) =>
+    draws.map(draw => firstDelayMs(added, intervalMs, () => draw))
+  assert.deepEqual(delays(1, 60_000), [0, 0, 0])
+  assert.deepEqual(delays(50, 60_000), [0, 0, 0])
+  assert.deepEqual(delays(51, 60_000), [0, 250, 999])
+  assert.deepEqual(delays(1000, 400), [0, 100, 399.6])
 })
 
 test('every way to fail is a result with its reason, within the time-out', async t => {
@@ -145,7 +130,7 @@ test('every way to fail is a result with its reason, within the time-out', async
     '/503': [503, '{"status":"starting"}'],
     '/draining': [503, '{"status":"draining"}'],
     '/302': [302, ''],
-    '/long': [200, 'x'.repeat(70_000)],
+    '/long': [500, 'x'.repeat(70_000)],
     '/odd': [503, '[null]'],
     '/null': [503, 'null'],
   }
@@ -179,7 +164,7 @@ test('every way to fail is a result with its reason, within the time-out', async
     [[web('/302')], /^HTTP 302$/],
     [[web('/odd')], /^HTTP 503$/],
     [[web('/null')], /^HTTP 503$/],
-    [[web('/long')], /^the answer is longer than 65536 bytes$/],
+    [[web('/long')], /^HTTP 500$/],
     [[web('/503')], /^HTTP 503 starting$/],
     [[web('/draining')], /^HTTP 503 draining$/, true],
     // All must pass; the first failure is the reason, but draining beats it.
@@ -233,7 +218,7 @@ test('abort during a check ends it without a report', async t => {
       answer = () => resolve({ ok: true, detail: 'too late' })
     })
   const clock = new VirtualClock()
-  const { end, list } = checking(t, { checks: CHECKS, clock, random: () => 0, probe })
+  const { end, list } = checking(t, { checks: CHECKS, clock, probe })
   await clock.advance(0)
   await begun
   const ended = end()

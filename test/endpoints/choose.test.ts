@@ -4,10 +4,10 @@ import { choose, type Member } from '../../src/endpoints/choose.ts'
 import { endpoint } from '../../src/endpoints/endpoint.ts'
 import { UNCHECKED } from '../../src/endpoints/health.ts'
 
-test('the ready are answered, else those that end but serve, else (fail open) the undrained, else all', () => {
+test('the ready are answered, else those that end but serve, those that left, and (fail open) the undrained or all', () => {
   // One letter for each endpoint: its health (Up, Down, draining L, checking C) and its conditions at the
-  // source: "" ready, "n" not ready, "t" terminating and serving, "x" terminating and not serving. Expected:
-  // open, closed.
+  // source: "" ready, "n" not ready, "t" terminating and serving, "x" terminating and not serving, "g" no
+  // longer listed. Expected: open, closed.
   const table: readonly (readonly [string, string, string?])[] = [
     ['U U D', 'U U', 'U U'],
     ['U L D', 'U', 'U'],
@@ -34,6 +34,13 @@ test('the ready are answered, else those that end but serve, else (fail open) th
     ['C Ct Lt', 'Lt', 'Lt'],
     ['C Cn Cx', '', ''],
     ['C U', 'U', 'U'],
+    ['C C Ug Ug', 'Ug Ug', 'Ug Ug'],
+    ['D C Ug Dg', 'Ug', 'Ug'],
+    ['U C Ug', 'U', 'U'],
+    ['D Ut Ug', 'Ut', 'Ut'],
+    ['C Dg Lg Cg', '', ''],
+    ['D Dg Lg Cg', 'D!', ''],
+    ['Un Ug', 'Ug', 'Ug'],
     ['', '', ''],
   ]
   const health = { U: 'up', D: 'down', L: 'draining', C: 'checking' } as const
@@ -43,11 +50,12 @@ test('the ready are answered, else those that end but serve, else (fail open) th
       ([letter, condition]): Member => ({
         endpoint: {
           ...endpoint('10.0.0.1'),
-          ready: condition === undefined,
+          ready: condition === undefined || condition === 'g',
           serving: condition !== 'x' && condition !== 'n',
           terminating: condition === 't' || condition === 'x',
         },
         health: { ...UNCHECKED, state: health[letter as 'U'] },
+        leaving: condition === 'g',
       }),
     )
     const [found, foundClosed] = (['open', 'closed'] as const).map(fail => {

@@ -39,12 +39,20 @@ test('of two services with 1,000 endpoints only the one that changed is compiled
           intervalMs: 1000,
           timeoutMs: 500,
           rise: 1,
+          handoverMs: 10_000,
           fall: 1,
         },
         source: async ({ publish }) => publish(addresses.map(address => endpoint(address))),
         ...{ fail: 'open', watchLoad: false, clock, random: () => 0, probe },
       },
-      { snapshot: snapshot => authority.update(snapshot), state() {}, checked() {}, source() {}, note() {} },
+      {
+        snapshot: snapshot => authority.update(snapshot),
+        state() {},
+        checked() {},
+        notChecked() {},
+        source() {},
+        note() {},
+      },
     )
     t.after(() => pool.close())
   }

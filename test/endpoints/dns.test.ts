@@ -45,6 +45,7 @@ function authority(
     weight: 1,
     state: 'up',
     terminating: false,
+    leaving: false,
     answered: true,
     detail: '',
     activeConnections: undefined,

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import type { ProbeResult } from '../../src/client/probe.ts'
-import { ALWAYS_UP, type Health, nextHealth, UNCHECKED } from '../../src/endpoints/health.ts'
+import { ALWAYS_UP, type Health, nextHealth, relistedHealth, UNCHECKED } from '../../src/endpoints/health.ts'
 
 const results: Readonly<Record<string, ProbeResult>> = {
   '+': { ok: true, detail: 'pass', activeConnections: 5 },
@@ -40,5 +40,21 @@ test('health follows its results: the first decides at once, rise and fall in a 
     }
     assert.equal(states, expected, `rise ${rise}, fall ${fall}, ${sequence}`)
   }
+  const own: ProbeResult = { ok: false, detail: 'EMFILE', draining: false, own: true }
+  const health = nextHealth(UNCHECKED, results['+']!, 2, 2)
+  assert.equal(nextHealth(health, own, 2, 1), health)
   assert.equal(nextHealth(ALWAYS_UP, results['-']!, 2, 2).state, 'up')
+})
+
+test('an endpoint that is listed again keeps its health, and its next pass suffices if it is not healthy', () => {
+  const after = (marks: string, health: Health) =>
+    [...marks].reduce((last, mark) => nextHealth(last, results[mark]!, 3, 2), health)
+  for (const marks of ['-', 'd', '+--', 'd-']) {
+    const relisted = relistedHealth(after(marks, UNCHECKED))
+    assert.equal(relisted.state, after(marks, UNCHECKED).state)
+    assert.equal(after('+', relisted).state, 'up')
+  }
+  // A healthy one needs `rise` passes after its next failure, as ever.
+  const up = relistedHealth(after('+', UNCHECKED))
+  assert.deepEqual([up.state, after('--+', up).state], ['up', 'down'])
 })

@@ -25,12 +25,14 @@ function pooled(t: TestContext, options: Options = {}) {
   const snapshots: Snapshot[] = []
   const states: string[] = []
   const sources: (string | undefined)[] = []
+  const notChecked: string[] = []
   let results = 0
   let sink: Sink | undefined
   const events: PoolEvents = {
     snapshot: snapshot => void snapshots.push(snapshot),
     state: (address, from, to) => void states.push(`${address} ${from}>${to}`),
     checked: () => void results++,
+    notChecked: (address, detail) => void notChecked.push(`${address} ${detail}`),
     source: error => void sources.push(error?.message),
     note: () => assert.fail('no note was expected'),
   }
@@ -38,7 +40,15 @@ function pooled(t: TestContext, options: Options = {}) {
     sink = given
     if (!signal.aborted) await once(signal, 'abort')
   }
-  const defaults = { service: 'echo', source, checks: [], rise: 1, fall: 1, fail: 'open' } as const
+  const defaults = {
+    service: 'echo',
+    source,
+    checks: [],
+    rise: 1,
+    fall: 1,
+    fail: 'open',
+    handoverMs: 10_000,
+  } as const
   const times = { intervalMs: INTERVAL_MS, timeoutMs: 500, watchLoad: false, clock, random: () => 0 }
   const probe = () => assert.fail('no check was expected')
   const pool = startPool({ ...defaults, ...times, probe, ...options }, events)
@@ -53,7 +63,7 @@ function pooled(t: TestContext, options: Options = {}) {
   const publish = (...endpoints: Endpoint[]) => sink?.publish(endpoints)
   const fail = (text: string) => sink?.fail(new Error(text))
   return {
-    ...{ clock, pool, snapshots, states, sources, until, publish, fail },
+    ...{ clock, pool, snapshots, states, sources, notChecked, until, publish, fail },
     /** The results of checks so far. */
     results: () => results,
     /** Until a Snapshot has what has happened up to now. */
@@ -240,7 +250,7 @@ test('closing a pool is not a failure of its source, and nothing is reported aft
 
 test('a pool is ready after the first check of each of its first endpoints, not before', async t => {
   const { moods, addresses, release, options } = replicas(t, 'up', 'down', 'mute')
-  const { pool, snapshots, states, until, publish } = pooled(t, options)
+  const { pool, snapshots, states, until, publish } = pooled(t, { ...options, handoverMs: 0 })
   const endpoints = addresses.map(address => endpoint(address))
   const checked = ({ endpoints: list }: Snapshot) => list.filter(({ state }) => state !== 'checking').length
   publish(...endpoints)
@@ -385,6 +395,122 @@ test('a drain removes at once, without fall; it ends with a rise, or as down aft
   )
 })
 
+test('a complete change of endpoints never empties the answer: the old ones serve until a new one passes', async t => {
+  const { moods, addresses, release, options } = replicas(t, 'up', 'up', 'mute', 'mute')
+  const { clock, pool, snapshots, states, until, publish } = pooled(t, options)
+  const [a, b, c, d] = addresses.map(address => endpoint(address))
+  publish(a!, b!)
+  await until(() => answered(pool.snapshot).length === 2)
+  const count = snapshots.length
+  states.length = 0
+  publish(c!, d!)
+  await clock.advance(GATHER_MS)
+  assert.deepEqual(answered(pool.snapshot), [a!.address, b!.address])
+  assert.deepEqual(
+    pool.snapshot.endpoints.map(({ address, state, leaving }) => [address, state, leaving]),
+    [
+      [c!.address, 'checking', false],
+      [d!.address, 'checking', false],
+      [a!.address, 'up', true],
+      [b!.address, 'up', true],
+    ],
+  )
+  // A departed endpoint that fails its checks leaves the answer, without a warning of its own.
+  moods[1] = 'down'
+  await until(() => answered(pool.snapshot).join() === a!.address)
+  release()
+  await until(() => answered(pool.snapshot).join() === `${c!.address},${d!.address}`)
+  for (const snapshot of snapshots.slice(count)) assert.notEqual(answered(snapshot).length, 0)
+  await clock.advance(10_000)
+  assert.deepEqual(
+    pool.snapshot.endpoints.map(({ address }) => address),
+    [c!.address, d!.address],
+  )
+  assert.deepEqual(
+    states.filter(text => !text.startsWith(c!.address) && !text.startsWith(d!.address)),
+    [
+      `${a!.address} up>leaving`,
+      `${b!.address} up>leaving`,
+      `${a!.address} leaving>absent`,
+      `${b!.address} leaving>absent`,
+    ],
+  )
+})
+
+test('a departed endpoint is answered for the time of the handover at most, an empty list empties at once', async t => {
+  const { addresses, options } = replicas(t, 'up', 'down', 'up')
+  const { clock, pool, until, publish } = pooled(t, { ...options, handoverMs: 3000, fail: 'closed' })
+  const [a, b, c] = addresses.map(address => endpoint(address))
+  publish(a!)
+  await until(() => answered(pool.snapshot).length === 1)
+  publish(b!)
+  await clock.advance(2999)
+  // The source says the same again: the time goes on.
+  publish(b!)
+  assert.deepEqual(answered(pool.snapshot), [a!.address])
+  await clock.advance(1 + GATHER_MS)
+  assert.deepEqual(answered(pool.snapshot), [])
+
+  publish(c!)
+  await until(() => answered(pool.snapshot).join() === c!.address)
+  publish(b!)
+  await clock.advance(GATHER_MS)
+  assert.deepEqual(answered(pool.snapshot), [c!.address])
+  publish()
+  await clock.advance(GATHER_MS)
+  assert.deepEqual(pool.snapshot.endpoints, [])
+  assert.equal(clock.waiting, 0)
+})
+
+test('an endpoint that comes back within its time keeps its health, and one pass brings it back', async t => {
+  const { moods, addresses, options } = replicas(t, 'up', 'up')
+  const { clock, pool, states, until, publish } = pooled(t, { ...options, rise: 5, fall: 1 })
+  const [a, b] = addresses.map(address => endpoint(address))
+  publish(a!, b!)
+  await until(() => answered(pool.snapshot).length === 2)
+  publish(b!)
+  publish(a!, b!)
+  await clock.advance(GATHER_MS)
+  assert.deepEqual(answered(pool.snapshot), [a!.address, b!.address])
+  publish(b!)
+  moods[0] = 'down'
+  await clock.advance(2 * INTERVAL_MS)
+  publish(a!, b!)
+  await clock.advance(GATHER_MS)
+  assert.deepEqual(answered(pool.snapshot), [b!.address])
+  moods[0] = 'up'
+  await clock.advance(INTERVAL_MS + GATHER_MS)
+  assert.deepEqual(answered(pool.snapshot), [a!.address, b!.address])
+  assert.deepEqual(
+    states.filter(text => text.startsWith(a!.address)).slice(-4),
+    ['leaving>up', 'up>leaving', 'leaving>down', 'down>up'].map(step => `${a!.address} ${step}`),
+  )
+  // The end of the first handover does not remove it.
+  await clock.advance(20_000)
+  assert.equal(pool.snapshot.endpoints.length, 2)
+})
+
+test('an error of the checker changes no health, and counts as asked in the first round', async t => {
+  const { moods, addresses, options } = replicas(t, 'up', 'up', 'down')
+  let own = true
+  const probe = async (target: ProbeTarget): Promise<ProbeResult> =>
+    own ? { ok: false, detail: 'connect EMFILE', draining: false, own: true } : options.probe(target)
+  const { clock, pool, states, notChecked, results, until, publish } = pooled(t, { ...options, probe })
+  publish(...addresses.map(address => endpoint(address)))
+  await until(() => pool.snapshot.ready)
+  // Nothing is known, so the service fails open.
+  assert.deepEqual([answered(pool.snapshot), pool.snapshot.failedOpen], [addresses, true])
+  assert.deepEqual([results(), notChecked.length], [0, 3])
+  own = false
+  await until(() => answered(pool.snapshot).length === 2)
+  const [before, count] = [pool.snapshot, states.length]
+  own = true
+  moods[0] = 'down'
+  await clock.advance(10 * INTERVAL_MS)
+  assert.deepEqual([pool.snapshot, states.length], [before, count])
+  assert.equal(notChecked.at(-1)?.endsWith('connect EMFILE'), true)
+})
+
 /** Runs a pool in a process of its own, which must end by itself. */
 const SOAK = `
   import { readdirSync } from 'node:fs'
@@ -419,9 +545,9 @@ const SOAK = `
   })
   const before = measure()
   const pool = startPool(
-    { service: 's', source, fail: 'open', checks: [{ kind: 'udp', port }, { kind: 'tcp', port }], watchLoad: false,
+    { service: 's', source, fail: 'open', checks: [{ kind: 'udp', port }, { kind: 'tcp', port }], watchLoad: false, handoverMs: 0,
       intervalMs: 200, timeoutMs: 2000, rise: 2, fall: 2, clock, random: Math.random, probe },
-    { snapshot() {}, state() {}, source() {}, checked },
+    { snapshot() {}, state() {}, source() {}, checked, notChecked() {} },
   )
   const early = await at(rounds * addresses.length)
   const late = await at(2 * rounds * addresses.length)

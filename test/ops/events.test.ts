@@ -73,7 +73,10 @@ test('a subscriber that is added during an event has it in the present state, no
 
 test('the first ready Snapshot and each turn of "failed open" are events of their own', () => {
   const { hub, received } = subscribed()
-  for (const event of [snapshot(false), snapshot(true), snapshot(true), snapshot(true, true), snapshot(true)])
+  for (const event of [
+    ...[snapshot(false), snapshot(false, true), snapshot(true)],
+    ...[snapshot(true), snapshot(true, true), snapshot(true)],
+  ])
     hub.publish(event)
   assert.deepEqual(
     received.filter(({ type }) => type !== 'snapshot' && type !== 'present'),
@@ -147,6 +150,7 @@ test('the log has a line for what an operator must know, as a warning where it i
   state('up', 'absent')
   const replica = { type: 'replica', address: '127.0.1.1', pid: 1, startAgain: 'echo' } as const
   const ended: FarmEvent = { ...replica, ended: 'SIGKILL' }
+  const notChecked: FarmEvent = { type: 'not-checked', service, address: '::1', error: 'connect EMFILE' }
   const family = { type: 'source-family', service, source: 'dns:a', family: 'AAAA' } as const
   const warning = {
     type: 'source-warning',
@@ -158,6 +162,9 @@ test('the log has a line for what an operator must know, as a warning where it i
   const notes: FarmEvent[] = [{ ...family, error: 'no answer' }, family, warning]
   for (const event of [snapshot(true), snapshot(true), check, failed, recovered, ...notes, replica, ended])
     hub.publish(event)
+  for (const event of [snapshot(true, true), snapshot(true, true), snapshot(true)]) hub.publish(event)
+  // At most once a minute.
+  for (const event of [notChecked, notChecked]) hub.publish(event)
   assert.deepEqual(lines, [
     'debug endpoint ::1 is checking',
     'info endpoint ::1 is down',
@@ -172,6 +179,9 @@ test('the log has a line for what an operator must know, as a warning where it i
     'info source recovered for AAAA',
     'warn a warning',
     'warn replica 127.0.1.1 ended',
+    'warn no endpoint is healthy: all are answered (--fail open)',
+    'info an endpoint is healthy again',
+    'warn cannot check endpoints: an error of this machine, which changes no health',
   ])
 })
 
