@@ -3,7 +3,7 @@
  * Each takes the text and returns the value, or throws `Expected` with what it wanted.
  */
 import { isIP } from 'node:net'
-import { portNumber, socketAddress } from '../address.ts'
+import { dnsServer, portNumber } from '../address.ts'
 import type { Check } from '../endpoints/checks.ts'
 import { dnsSource } from '../endpoints/dns.ts'
 import { type Endpoint, endpoint, type Source } from '../endpoints/endpoint.ts'
@@ -118,7 +118,7 @@ function parseDns(text: string): Source {
   const [name, at] = split(query, '@')
   // What a resolver would refuse, or look up in vain, at every poll is a mistake to tell of now.
   if (isIP(name)) throw new Expected(`dns:NAME[@SERVER][/INTERVAL] with a name, not the address ${name}`)
-  return dnsSource(domainName(name), at === undefined ? undefined : socketAddress(at, 53), period(interval))
+  return dnsSource(domainName(name), at === undefined ? undefined : dnsServer(at), period(interval))
 }
 
 function parseKubernetes(text: string): Source {
