@@ -151,6 +151,8 @@ const pure = [
   'endpoints/choose',
   'endpoints/endpoint',
   'endpoints/health',
+  'endpoints/hold',
+  'endpoints/resolv-conf',
   'inetd/conf',
   'inetd/entry',
   'inetd/users',

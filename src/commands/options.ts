@@ -1,6 +1,6 @@
 /** The one table of verbs and flags, for --help, environment twins, documentation and parsers. */
 
-import { dnsServer, ipAddress, socketAddress } from '../address.ts'
+import { dnsServer, endpointAddress, socketAddress } from '../address.ts'
 import { resolveModes } from '../client/resolve.ts'
 import { policies } from '../dns/rotation.ts'
 import { logLevels } from '../ops/log.ts'
@@ -90,7 +90,7 @@ export const flags = {
   port: { value: 'PORT', parse: port, help: 'the port of the echo service' },
   nsAddress: {
     value: 'ADDR',
-    parse: ipAddress,
+    parse: endpointAddress,
     repeat: true,
     help:
       'the address at which clients reach this server, for its NS record [default: the ' +
@@ -100,6 +100,11 @@ export const flags = {
     value: 'TEXT',
     parse: serverId,
     help: 'the text that id.server and NSID give [default: the host name]',
+  },
+  sourceHold: {
+    value: 'N',
+    parse: integer(1, 1000),
+    help: 'a DNS source drops an address that is missing from N answers in a row',
   },
   check: {
     value: 'CHECK',
@@ -355,6 +360,7 @@ export const verbs = {
       ...zoneFlags,
       nsAddress: null,
       serverId: null,
+      sourceHold: '2',
       check: 'udp:7007',
       ...checkFlags,
       admin: '0.0.0.0:8080',

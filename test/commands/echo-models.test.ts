@@ -6,8 +6,9 @@ import { compileCache } from '../../src/compile-cache.ts'
 import { UsageError } from '../../src/errors.ts'
 import { modelNames } from '../../src/servers/models.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
-import { attempt, udpClient, udpEcho } from '../conformance/clients.ts'
+import { attempt } from '../conformance/clients.ts'
 import { portOf, run, start } from '../support/process.ts'
+import { udpClient } from '../support/udp.ts'
 
 const listen = ['--listen', '127.0.0.1:0', '--admin', '127.0.0.1:0'] as const
 const unavailable = (await whyUnavailable()) ?? false
@@ -154,7 +155,7 @@ test('--protocol says what is spoken, and so do the log, /whoami and /state', op
       const response = await fetch(`http://127.0.0.1:${portOf(line.admin)}${path}`)
       assert.equal(((await response.json()) as { protocol: string }).protocol, protocol, path)
     }
-    const reply = String(await udpEcho(await udpClient(t), 'hello', port))
+    const reply = String(await (await udpClient(t)).ask('hello', port))
     const expected = { echo: /^hello$/, chargen: /^ !"#\$$/, daytime: /^.{24}\r\n$/ }[protocol]
     assert.match(reply, expected)
   }
@@ -164,7 +165,7 @@ test('a transport that was not asked for is not served', options, async t => {
   const [udp, tcp] = await Promise.all([ready(t, ['--udp']), ready(t, ['--tcp'])])
   assert.deepEqual([udp.line.transports, tcp.line.transports], [['udp'], ['tcp']])
   assert.equal(await attempt(t, udp.port), 'ECONNREFUSED')
-  assert.equal(String(await udpEcho(await udpClient(t), 'hello', udp.port)), 'hello')
+  assert.equal(String(await (await udpClient(t)).ask('hello', udp.port)), 'hello')
   assert.equal(await attempt(t, tcp.port), 'connected')
   // So the port is free for another's UDP.
   await udpClient(t, '127.0.0.1', tcp.port)

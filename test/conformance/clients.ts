@@ -1,11 +1,9 @@
 /** Clients of an echo server, that end with their test. */
 import assert from 'node:assert/strict'
 import { createCipheriv } from 'node:crypto'
-import { createSocket, type Socket as UdpSocket } from 'node:dgram'
 import { once } from 'node:events'
-import { connect, isIPv6, type Socket } from 'node:net'
+import { connect, type Socket } from 'node:net'
 import type { TestContext } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 
 export const KIB = 1024
 export const MIB = 1024 * KIB
@@ -82,46 +80,4 @@ export function attempt(t: TestContext, port: number): Promise<string> {
     })
     socket.once('error', (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message))
   })
-}
-
-/** A UDP client that keeps what it gets. */
-export async function udpClient(
-  t: TestContext,
-  address = '127.0.0.1',
-  port = 0,
-): Promise<UdpSocket & { got: Buffer[] }> {
-  // Only for a port that is asked for: among those that reuse addresses, Linux gives the same one to two.
-  const type = isIPv6(address) ? 'udp6' : 'udp4'
-  const socket = Object.assign(createSocket({ type, reuseAddr: port !== 0 }), { got: [] as Buffer[] })
-  t.after(() => new Promise<void>(resolve => void socket.close(resolve)))
-  socket.on('message', message => socket.got.push(message))
-  socket.bind(port, address)
-  await once(socket, 'listening')
-  return socket
-}
-
-export async function udpEcho(
-  socket: UdpSocket,
-  payload: Buffer | string,
-  port: number,
-  address = '127.0.0.1',
-): Promise<Buffer> {
-  const reply = once(socket, 'message')
-  socket.send(payload, port, address)
-  return (await reply)[0]
-}
-
-const LOOK_AGAIN_MS = 5
-
-/** Waits for something that has no event; rejects with its description if it does not happen. */
-export async function until(
-  what: string,
-  holds: () => boolean | Promise<boolean>,
-  giveUpMs = 20_000,
-): Promise<void> {
-  const giveUpAt = performance.now() + giveUpMs
-  while (!(await holds())) {
-    assert.ok(performance.now() < giveUpAt, `waited ${giveUpMs} ms in vain until ${what}`)
-    await sleep(LOOK_AGAIN_MS)
-  }
 }

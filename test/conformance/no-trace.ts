@@ -2,13 +2,14 @@
 import assert from 'node:assert/strict'
 import { buffer } from 'node:stream/consumers'
 import type { TestContext } from 'node:test'
-import { client, until } from './clients.ts'
+import { until } from '../support/until.ts'
+import { client } from './clients.ts'
 import { childrenOf, descriptors } from './proc.ts'
 import type { Replica } from './replica.ts'
 
 const AT_A_TIME = 12
 
-export const nobodyServed = (replica: Replica): Promise<void> =>
+export const nobodyServed = (replica: Replica): Promise<number> =>
   until('nobody is served any more', async () => {
     const { counters } = await replica.state()
     return counters.active === 0 && counters.waiting === 0

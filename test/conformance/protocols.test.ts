@@ -11,8 +11,10 @@ import { systemClock } from '../../src/clock.ts'
 import { type ProtocolName, protocol, protocolNames } from '../../src/protocols.ts'
 import { modelNames, models } from '../../src/servers/models.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
-import { cli } from '../process.ts'
-import { client, read, udpClient, udpEcho, until } from './clients.ts'
+import { cli } from '../support/process.ts'
+import { udpClient } from '../support/udp.ts'
+import { until } from '../support/until.ts'
+import { client, read } from './clients.ts'
 import { serve } from './in-process.ts'
 
 const unavailable = await whyUnavailable()
@@ -88,7 +90,7 @@ const overUdp: Record<Exclude<ProtocolName, 'discard'>, (ask: Ask) => Promise<vo
 async function speaks(t: TestContext, name: ProtocolName, transport: Transport, port: number): Promise<void> {
   if (transport === 'tcp') return await overTcp[name](await client(t, port))
   const socket = await udpClient(t)
-  if (name !== 'discard') return await overUdp[name](payload => udpEcho(socket, payload, port))
+  if (name !== 'discard') return await overUdp[name](payload => socket.ask(payload, port))
   for (const text of ['', 'hello', 'x'.repeat(9000)]) socket.send(text, port, '127.0.0.1')
 }
 

@@ -1,14 +1,13 @@
 /** `roundelay echo` as a process, seen from outside: its log, its admin server, its processes. */
-import { type ChildProcess, spawn } from 'node:child_process'
+import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { get } from 'node:http'
 import { text } from 'node:stream/consumers'
 import type { TestContext } from 'node:test'
-import { compileCache } from '../../src/compile-cache.ts'
 import type { ModelName } from '../../src/servers/models.ts'
 import type { Children, EchoCounters } from '../../src/servers/service.ts'
-import { cli, type Line, portOf, type Running, start } from '../process.ts'
-import { until } from './clients.ts'
+import { type Line, portOf, type Running, start } from '../support/process.ts'
+import { until } from '../support/until.ts'
 import { childrenOf, isChildOfModel } from './proc.ts'
 
 interface State extends Partial<Children> {
@@ -48,7 +47,7 @@ export async function startReplica(
     parent?.kill('SIGKILL')
     for (const pid of known) if (isChildOfModel(pid)) process.kill(pid, 'SIGKILL')
   })
-  const running = descriptors === undefined ? start(t, all, compileCache()) : startWith(t, all, descriptors)
+  const running = start(t, all, {}, descriptors === undefined ? undefined : `ulimit -n ${descriptors}`)
   parent = running.process
   const exited = once(running.process, 'exit').then(([code, signal]) => ({ code, signal }))
   const ready = await running.line('echo replica ready')
@@ -78,31 +77,4 @@ export async function startReplica(
     return scoreboard.every(({ state }) => state !== 'starting')
   })
   return replica
-}
-
-/** Like `start`, with fewer descriptors: Node raises the soft limit to the hard one, so both are set. */
-function startWith(t: TestContext, args: readonly string[], descriptors: number) {
-  const limited = `ulimit -n ${descriptors} && exec "$0" "$@"`
-  const child = spawn('sh', ['-c', limited, process.execPath, cli, ...args], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-    env: { ...compileCache(), ...process.env },
-  })
-  const ended = once(child, 'close')
-  t.after(async () => {
-    child.kill('SIGKILL')
-    await ended
-  })
-  const lines: Line[] = []
-  let rest = ''
-  child.stdout.setEncoding('utf8').on('data', (data: string) => {
-    const parts = (rest + data).split('\n')
-    rest = parts.pop() ?? ''
-    lines.push(...parts.map(part => JSON.parse(part)))
-  })
-  const line: Running['line'] = async fits => {
-    const matches = typeof fits === 'string' ? (line: Line) => line.msg.includes(fits) : fits
-    await until(`it logs ${fits}`, () => lines.some(matches))
-    return lines.find(matches) as Line
-  }
-  return { process: child, pid: child.pid as number, lines, line }
 }

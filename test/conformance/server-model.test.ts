@@ -18,7 +18,9 @@ import { Worker } from 'node:worker_threads'
 import { SMALL_SERVICE_PORTS } from '../../src/protocols.ts'
 import { type ModelName, modelNames, models } from '../../src/servers/models.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
-import { has } from '../process.ts'
+import { has } from '../support/process.ts'
+import { udpClient } from '../support/udp.ts'
+import { until } from '../support/until.ts'
 import {
   attempt,
   client,
@@ -30,9 +32,6 @@ import {
   randomOctets,
   read,
   roundTrip,
-  udpClient,
-  udpEcho,
-  until,
 } from './clients.ts'
 import { serve } from './in-process.ts'
 import { leavesNoTrace, nobodyServed } from './no-trace.ts'
@@ -62,12 +61,12 @@ const notOffered: Record<string, string> = {
  * TCP clients that the servers below serve at a time: a process costs some 70 ms, a connection next to
  * nothing.
  */
-const capacity = { concurrent: 8, prefork: 8, 'event-loop': 1000 } as const
-const flags: Record<ModelName, readonly string[]> = {
-  iterative: [],
+const capacity = { concurrent: 8, prefork: 8 } as const
+const capacityOf = (model: ModelName): number =>
+  (capacity as Partial<Record<ModelName, number>>)[model] ?? 1000
+const flags: Partial<Record<ModelName, readonly string[]>> = {
   concurrent: ['--max-children', `${capacity.concurrent}`],
   prefork: ['--start', `${capacity.prefork}`, '--max-children', `${capacity.prefork}`, '--max-spare', '8'],
-  'event-loop': [],
 }
 
 for (const model of modelNames)
@@ -79,7 +78,7 @@ for (const model of modelNames)
       timeout: 420_000,
       skip: options.skip || (offered ? false : notOffered[title]),
     }, async t => {
-      const replica = await startReplica(t, model, [`--${transport}`, ...flags[model]])
+      const replica = await startReplica(t, model, [`--${transport}`, ...(flags[model] ?? [])])
       if (transport === 'udp') await datagrams(t, replica)
       else await connections(t, replica, model as TcpModel)
     })
@@ -92,7 +91,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
     const socket = await udpClient(t)
     for (const size of [0, 1, 511, 512, 1232, 1472, 1473, 9000, 65_506, 65_507]) {
       const payload = randomOctets(size)
-      const reply = await udpEcho(socket, payload, port)
+      const reply = await socket.ask(payload, port)
       assert.ok(payload.equals(reply), `${size} octets, ${reply.length} back`)
     }
   })
@@ -102,7 +101,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
     for (const round of ['once', 'again'])
       await Promise.all(
         sockets.map(async (socket, i) =>
-          assert.equal(String(await udpEcho(socket, `${i} ${round}`, port)), `${i} ${round}`),
+          assert.equal(String(await socket.ask(`${i} ${round}`, port)), `${i} ${round}`),
         ),
       )
     assert.deepEqual(
@@ -120,7 +119,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
       const before = (await replica.state()).counters
       for (let i = 0; i < 50; i++) {
         const garbage = randomOctets(1 + 29 * i, i)
-        assert.ok(garbage.equals(await udpEcho(socket, garbage, port)))
+        assert.ok(garbage.equals(await socket.ask(garbage, port)))
       }
       for (let i = 0; i < 50; i++) {
         const vanishing = createSocket('udp4')
@@ -130,7 +129,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
         // Its answer meets a closed port: the kernel tells the server so, by ICMP.
         await once(vanishing.close(), 'close')
       }
-      assert.equal(String(await udpEcho(socket, 'alive', port)), 'alive')
+      assert.equal(String(await socket.ask('alive', port)), 'alive')
       await until('every datagram is counted, once', async () => {
         const { datagrams, datagramsFailed } = (await replica.state()).counters
         return datagrams + datagramsFailed === before.datagrams + before.datagramsFailed + 101
@@ -149,7 +148,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
     for (const socket of blocked) socket.send('x', port, '127.0.0.1')
     const ordinary = await udpClient(t, '127.0.0.2')
     // A socket's queue is in order: when this is back, all the others were looked at.
-    assert.equal(String(await udpEcho(ordinary, 'hello', port)), 'hello')
+    assert.equal(String(await ordinary.ask('hello', port)), 'hello')
     const { datagramsLoopDropped } = (await replica.state()).counters
     assert.equal(datagramsLoopDropped - before.datagramsLoopDropped, blocked.length)
     assert.deepEqual(
@@ -167,7 +166,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
       // From port 0; and from a broadcast address, to which the kernel refuses to send.
       await forge(port, ['127.0.0.9', 0], ['127.255.255.255', 5000])
       const socket = await udpClient(t)
-      assert.equal(String(await udpEcho(socket, 'alive', port)), 'alive')
+      assert.equal(String(await socket.ask('alive', port)), 'alive')
       await until('both are counted', async () => {
         const { datagramsLoopDropped, datagramsFailed } = (await replica.state()).counters
         return (
@@ -196,7 +195,7 @@ async function datagrams(t: TestContext, replica: Replica): Promise<void> {
     await Promise.all(
       pingers.map(async (socket, i) => {
         for (let round = 0; round < ROUNDS; round++)
-          assert.equal(String(await udpEcho(socket, `${i} ${round}`, port)), `${i} ${round}`)
+          assert.equal(String(await socket.ask(`${i} ${round}`, port)), `${i} ${round}`)
       }),
     )
     assert.ok(moved > before, 'nor do they starve it')
@@ -257,7 +256,7 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
 
   if (model === 'event-loop')
     await t.test('1,000 clients are served at the same time, by one process', options, async t => {
-      const sockets = await clients(t, port, capacity[model])
+      const sockets = await clients(t, port, capacityOf(model))
       for (const round of ['first', 'second'])
         await Promise.all(sockets.map((socket, i) => roundTrip(socket, `${round} of ${i}`)))
       assert.equal((await replica.state()).counters.active, 1000)
@@ -289,16 +288,16 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
       'as many clients as processes are served, the next waits unrefused until one leaves',
       options,
       async t => {
-        const sockets = await clients(t, port, capacity[model])
+        const sockets = await clients(t, port, capacityOf(model))
         await Promise.all(sockets.map((socket, i) => roundTrip(socket, `I am ${i}`)))
         const pids = await holdersOf(sockets)
-        assert.equal(new Set([pid, ...pids]).size, 1 + capacity[model])
+        assert.equal(new Set([pid, ...pids]).size, 1 + capacityOf(model))
         const next = await client(t, port)
         next.write('and I?')
         await until('it waits', async () => (await replica.state()).counters.waiting === 1)
         for (const socket of sockets) await roundTrip(socket, 'still served')
         assert.equal(next.bytesRead, 0)
-        assert.equal((await replica.state()).counters.active, capacity[model])
+        assert.equal((await replica.state()).counters.active, capacityOf(model))
         sockets[5]!.end()
         assert.equal(await read(next, 6), 'and I?')
         assert.deepEqual(await holdersOf([next]), [pids[5]], 'by the one that became free')
@@ -367,7 +366,7 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
   )
 
   // There is a process for each: a client that waits for one is not starved by the bulk client.
-  const pinging = Math.min(100, capacity[model] - 1)
+  const pinging = Math.min(100, capacityOf(model) - 1)
   await t.test(`one bulk client does not starve ${pinging} others`, options, async t => {
     await nobody()
     const ROUNDS = 30
@@ -431,10 +430,8 @@ async function connections(t: TestContext, replica: Replica, model: TcpModel): P
   )
 }
 
-const startAs: Record<TcpModel, readonly string[]> = {
-  concurrent: [],
+const startAs: Partial<Record<ModelName, readonly string[]>> = {
   prefork: ['--start', '3', '--min-spare', '1', '--max-spare', '3'],
-  'event-loop': [],
 }
 
 for (const model of tcpModels) {
@@ -482,7 +479,13 @@ for (const model of tcpModels) {
   })
 
   test(of('SIGTERM lets an open connection finish and refuses new ones', model), options, async t => {
-    const replica = await startReplica(t, model, [...startAs[model], '--drain', '0', '--grace', '50s'])
+    const replica = await startReplica(t, model, [
+      ...(startAs[model] ?? []),
+      '--drain',
+      '0',
+      '--grace',
+      '50s',
+    ])
     const socket = await client(t, replica.port)
     await roundTrip(socket, 'open')
     const children = replica.children()
@@ -498,7 +501,13 @@ for (const model of tcpModels) {
   })
 
   test(of('at the end of the grace what is open is cut', model), options, async t => {
-    const replica = await startReplica(t, model, [...startAs[model], '--drain', '0', '--grace', '500ms'])
+    const replica = await startReplica(t, model, [
+      ...(startAs[model] ?? []),
+      '--drain',
+      '0',
+      '--grace',
+      '500ms',
+    ])
     const sockets = await clients(t, replica.port, 2)
     for (const socket of sockets) await roundTrip(socket, 'open')
     const children = replica.children()
@@ -516,7 +525,7 @@ for (const model of tcpModels) {
   })
 
   test(of('a connection on which nothing moves is closed', model), options, async t => {
-    const replica = await startReplica(t, model, [...startAs[model], '--idle-timeout', '400ms'])
+    const replica = await startReplica(t, model, [...(startAs[model] ?? []), '--idle-timeout', '400ms'])
     const silent = await client(t, replica.port)
     await roundTrip(silent, 'then nothing')
     const deaf = (await client(t, replica.port)).pause()
@@ -534,7 +543,7 @@ for (const model of tcpModels) {
 test('iterative: SIGTERM ends it, and its port is closed', options, async t => {
   const replica = await startReplica(t, 'iterative', ['--drain', '0', '--grace', '50s'])
   const socket = await udpClient(t)
-  assert.equal(String(await udpEcho(socket, 'served', replica.port)), 'served')
+  assert.equal(String(await socket.ask('served', replica.port)), 'served')
   replica.kill('SIGTERM')
   assert.deepEqual(await replica.exited, { code: 0, signal: null })
   const late = createSocket('udp4')
@@ -548,10 +557,10 @@ test('iterative: SIGTERM ends it, and its port is closed', options, async t => {
 for (const model of modelNames)
   test(of('a second signal ends it at once, and its children', model), options, async t => {
     const replica = await startReplica(t, model, [
-      ...(model === 'iterative' ? [] : startAs[model]),
+      ...(startAs[model] ?? []),
       ...['--drain', '50s', '--grace', '50s'],
     ])
-    if (model === 'iterative') assert.equal(String(await udpEcho(await udpClient(t), 'x', replica.port)), 'x')
+    if (model === 'iterative') assert.equal(String(await (await udpClient(t)).ask('x', replica.port)), 'x')
     else await roundTrip(await client(t, replica.port), 'open')
     const children = replica.children()
     replica.kill('SIGTERM')
@@ -632,9 +641,9 @@ test('iterative: while one datagram is being answered the next waits in the kern
   const order: string[] = []
   a.on('message', () => order.push('a'))
   b.on('message', () => order.push('b'))
-  const answered = [udpEcho(a, message, port)]
+  const answered = [a.ask(message, port)]
   await arrived()
-  answered.push(udpEcho(b, 'me too', port))
+  answered.push(b.ask('me too', port))
   await until("b's datagram is in the queue", () => udpQueued(port) > 0)
   assert.deepEqual(order, [])
   assert.equal(counters.datagrams, 0)
@@ -668,7 +677,7 @@ test('event-loop: while one handler blocks all clients wait, over TCP and UDP', 
   a!.write(message)
   await arrived()
   const udp = await udpClient(t)
-  const answered = udpEcho(udp, 'me too', port)
+  const answered = udp.ask('me too', port)
   b!.write('and me')
   await until("the datagram is in the kernel's queue", () => udpQueued(port) > 0)
   assert.equal(b!.bytesRead, before)

@@ -9,6 +9,8 @@ import {
   APEX,
   addresses,
   CLASS,
+  dnsTcpClient,
+  dnsUdpClient,
   ednsQuery,
   IXFR,
   parse,
@@ -17,8 +19,6 @@ import {
   SERVICE,
   seeded,
   TYPE,
-  tcpClient,
-  udpClient,
 } from './message.ts'
 
 const skip = has('dig') ? false : 'needs dig (Debian: bind9-dnsutils)'
@@ -303,7 +303,7 @@ describe('dig', { skip, concurrency: 2, timeout: 300_000 }, () => {
     assert.match((await dig(port, '+tcp', APEX, 'AXFR')).text, /Transfer failed/)
     assert.deepEqual((await dig(port, '+tcp', APEX, 'IXFR=1')).answer, [])
     // dig hides the rcode of a transfer.
-    const clients = [await udpClient(t, port), await tcpClient(t, port)]
+    const clients = [await dnsUdpClient(t, port), await dnsTcpClient(t, port)]
     for (const client of clients)
       for (const type of [TYPE.AXFR, IXFR]) {
         assert.equal(parse(await client.ask(ednsQuery(APEX, type))).rcode, RCODE.REFUSED)
@@ -375,7 +375,7 @@ describe('dig', { skip, concurrency: 2, timeout: 300_000 }, () => {
       '--check-interval',
       '50ms',
       '--check-timeout',
-      '40ms',
+      '2s',
     ]
     const { port, server } = await serve(
       t,
@@ -412,8 +412,8 @@ describe('dig', { skip, concurrency: 2, timeout: 300_000 }, () => {
       '--service',
       `many=static:${addresses(40)}`,
     )
-    const udp = await udpClient(t, port)
-    const tcp = await tcpClient(t, port)
+    const udp = await dnsUdpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     const counts: Record<string, number> = {}
     const random = seeded(300)
     const noise: [name: string, type: number][] = [

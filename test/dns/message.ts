@@ -241,7 +241,7 @@ export function parse(octets: Buffer | undefined) {
 export const frame = (message: Buffer): Buffer => Buffer.concat([u16(message.length), message])
 
 /** A UDP client with one socket; answers are told apart by their id. */
-export async function udpClient(t: TestContext, port: number) {
+export async function dnsUdpClient(t: TestContext, port: number) {
   const socket = createSocket('udp4')
   const waiting = new Map<number, (reply: Buffer) => void>()
   const strays: Buffer[] = []
@@ -278,7 +278,7 @@ export async function udpClient(t: TestContext, port: number) {
 /**
  * A TCP client; `next` gives the messages in the order they come, and undefined once the server has ended.
  */
-export async function tcpClient(t: TestContext, port: number) {
+export async function dnsTcpClient(t: TestContext, port: number) {
   const socket: Socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
   t.after(() => socket.destroy())
   const closed = new Promise<void>(resolve => socket.once('close', () => resolve()))

@@ -8,8 +8,8 @@ import { after, before, describe, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Transport } from '../../src/address.ts'
 import { openEcho } from '../../src/client/echo.ts'
-import { parse, query, TYPE, tcpClient, udpClient } from '../dns/message.ts'
-import { run } from '../process.ts'
+import { dnsTcpClient, dnsUdpClient, parse, query, TYPE } from '../dns/message.ts'
+import { run } from '../support/process.ts'
 import { becomesTrue, type Container, docker, inspect, needsEngine, root } from './docker.ts'
 
 const NAME = 'echo.roundelay.test'
@@ -80,7 +80,7 @@ describe('docker compose', needsEngine, () => {
     const addresses = (await Promise.all((await containers('echo')).map(addressOf))).sort()
     assert.equal(addresses.length, 3)
     for (const address of addresses) assert.match(address, /^10\.53\.1\.[1-9]/)
-    for (const open of [udpClient, tcpClient]) {
+    for (const open of [dnsUdpClient, dnsTcpClient]) {
       const client = await open(t, DNS_PORT)
       const firsts: string[] = []
       for (let i = 0; i < 30; i++) {

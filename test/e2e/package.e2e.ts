@@ -1,6 +1,6 @@
 /** The published package, packed and installed into an empty folder as its user does. */
 import assert from 'node:assert/strict'
-import { type ChildProcess, execFile, spawn } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { Resolver } from 'node:dns/promises'
 import { once } from 'node:events'
 import {
@@ -13,12 +13,14 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
-import { connect, createServer } from 'node:net'
+import { connect } from 'node:net'
 import { tmpdir, userInfo } from 'node:os'
 import { basename, dirname, join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { after, before, describe, type TestContext, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
+import { freePorts } from '../support/ports.ts'
+import { portOf, readLines } from '../support/process.ts'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const checkout = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
@@ -134,7 +136,7 @@ describe('the published package', () => {
       child.kill('SIGKILL')
       await ended
     })
-    return { child, ended, line: lineReader(child) }
+    return { child, ended, line: readLines(child).line }
   }
 
   const send = (port: number, ...options: string[]) =>
@@ -150,7 +152,7 @@ describe('the published package', () => {
       const args = ['--listen=127.0.0.1:0', '--admin=127.0.0.1:0', '--drain=0s']
       const { child, ended, line } = start(t, ['echo', '--model', model, ...args])
       const { listen } = await line('echo replica ready')
-      const port = Number(String((listen as string[])[0]).split(':')[1])
+      const port = portOf((listen as string[])[0])
       for (const transport of transports)
         assert.equal(await send(port, `--${transport}`), '[5 bytes] hello\n')
       child.kill('SIGTERM')
@@ -160,7 +162,7 @@ describe('the published package', () => {
   test('dns answers for a replica', async t => {
     const service = ['--service=echo=static:127.0.0.9', '--check=none']
     const { line } = start(t, ['dns', '--listen=127.0.0.1:0', '--admin=127.0.0.1:0', ...service])
-    const { listen } = await line('dns server listens')
+    const { listen } = await line('DNS server is listening')
     await line('service ready')
     const resolver = new Resolver()
     resolver.setServers([String((listen as string[])[0])])
@@ -215,53 +217,4 @@ async function talk(port: number, said: string): Promise<string> {
   const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
   socket.end(said)
   return text(socket)
-}
-
-/** Ports that nobody has just now. */
-async function freePorts(count: number): Promise<number[]> {
-  const servers = await Promise.all(
-    Array.from({ length: count }, async () => {
-      const server = createServer().listen(0, '127.0.0.1')
-      await once(server, 'listening')
-      return server
-    }),
-  )
-  const ports = servers.map(server => (server.address() as { port: number }).port)
-  await Promise.all(servers.map(server => once(server.close(), 'close')))
-  return ports
-}
-
-type Line = Readonly<Record<string, unknown>> & { readonly msg: string }
-
-/** Resolves with the first log line, past or future, that has the text. */
-function lineReader(child: ChildProcess): (text: string) => Promise<Line> {
-  const lines: Line[] = []
-  const waiting = new Set<() => void>()
-  let rest = ''
-  let over = false
-  const look = () => {
-    for (const one of waiting) one()
-  }
-  child.stdout?.setEncoding('utf8').on('data', (chunk: string) => {
-    const parts = (rest + chunk).split('\n')
-    rest = parts.pop() ?? ''
-    lines.push(...parts.map(part => (part.startsWith('{') ? JSON.parse(part) : { msg: part })))
-    look()
-  })
-  child.once('close', () => {
-    over = true
-    look()
-  })
-  return text =>
-    new Promise((resolve, reject) => {
-      const one = () => {
-        const found = lines.find(({ msg }) => msg.includes(text))
-        if (!found && !over) return
-        waiting.delete(one)
-        if (found) resolve(found)
-        else reject(new Error(`it ended without the line "${text}": ${JSON.stringify(lines)}`))
-      }
-      waiting.add(one)
-      one()
-    })
 }

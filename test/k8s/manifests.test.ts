@@ -7,7 +7,7 @@ import { join, relative } from 'node:path'
 import { test } from 'node:test'
 import { parseAllDocuments } from 'yaml'
 import { resolveOptions } from '../../src/commands/resolve-options.ts'
-import { portOf, start } from '../process.ts'
+import { portOf, start } from '../support/process.ts'
 
 const root = new URL('../..', import.meta.url).pathname
 const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))

@@ -1,23 +1,23 @@
 import assert from 'node:assert/strict'
-import { fork, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { createSocket } from 'node:dgram'
 import { EventEmitter, once } from 'node:events'
 import { createServer as createTcpServer } from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { after, before, describe, type TestContext, test } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { inspect } from 'node:util'
 import { createServer, Packet, TCPServer } from 'dns2'
 import type { Answerer } from '../../src/dns/authority.ts'
 import { MAX_QUEUED_OCTETS } from '../../src/net/bind.ts'
 import { type DnsListenOptions, listenDns } from '../../src/net/dns-server.ts'
 import { DnsUdp } from '../../src/net/dns-udp.ts'
-import { commonPort } from '../common-port.ts'
 import {
   APEX,
   addresses,
   CLASS,
+  dnsTcpClient,
+  dnsUdpClient,
   ednsQuery,
   frame,
   labels,
@@ -25,24 +25,13 @@ import {
   parse,
   query,
   RCODE,
-  RD,
   responder,
   SERVICE,
-  seeded,
   snapshot,
   TYPE,
-  tcpClient,
-  udpClient,
 } from '../dns/message.ts'
-import type { ChildOptions } from './dns-server-process.ts'
-
-const MIB = 1024 * 1024
-const A = query(SERVICE, TYPE.A)
-const withId = (message: Buffer, id: number): Buffer => {
-  const copy = Buffer.from(message)
-  copy.writeUInt16BE(id)
-  return copy
-}
+import { freePort } from '../support/ports.ts'
+import { A, assertServes, type Child, child, MIB, withId } from './dns-server-child.ts'
 
 /** In this process. */
 async function serve(t: TestContext, options: Partial<DnsListenOptions> = {}, answerer?: Answerer) {
@@ -60,174 +49,10 @@ async function serve(t: TestContext, options: Partial<DnsListenOptions> = {}, an
   return { listener, close, port: listener.addresses[0]!.port }
 }
 
-/** In a process of its own. */
-async function child(t: { after(end: () => Promise<void>): void }, options: ChildOptions = {}) {
-  const path = fileURLToPath(new URL('dns-server-process.ts', import.meta.url))
-  const started = fork(path, [JSON.stringify(options)], { execArgv: ['--expose-gc'], silent: true })
-  const ended = once(started, 'exit').then(([code, signal]) => ({ code, signal }))
-  t.after(async () => {
-    started.kill('SIGKILL')
-    await ended
-  })
-  const [{ port, tcpPort }] = await once(started, 'message')
-  const memory = async (): Promise<number> => {
-    started.send('memory')
-    return (await once(started, 'message'))[0].memory
-  }
-  return { port, tcpPort, memory, ended }
-}
-type Child = Awaited<ReturnType<typeof child>>
-
-async function assertServes(t: TestContext, { port, tcpPort = port }: { port: number; tcpPort?: number }) {
-  const udp = await udpClient(t, port)
-  const tcp = await tcpClient(t, tcpPort)
-  for (const client of [udp, tcp])
-    assert.deepEqual(parse(await client.ask(A)).addresses.toSorted(), addresses(3))
-  tcp.socket.end()
-}
-
-/** What is done to the server must leave it answering, and its memory as it was but for a few MiB. */
-function attack(
-  name: string,
-  play: (t: TestContext, server: Child) => Promise<void>,
-  options?: ChildOptions,
-) {
-  test(name, { timeout: 60_000 }, async t => {
-    const server = await child(t, options)
-    await assertServes(t, server)
-    const before = await server.memory()
-    await play(t, server)
-    await assertServes(t, server)
-    const grown = (await server.memory()) - before
-    assert.ok(grown < 8 * MIB, `memory has grown by ${(grown / MIB).toFixed(1)} MiB`)
-  })
-}
-
-/** Octets to cut random messages from. */
-const noise = (() => {
-  const random = seeded(64)
-  return Buffer.from(Uint32Array.from({ length: MIB / 4 }, () => random() * 2 ** 32).buffer)
-})()
-
-/** A message of random octets, which is a response or not as wanted. */
-function randomMessage(random: () => number, octets: number, id: number, isResponse: boolean): Buffer {
-  const start = Math.floor(random() * (noise.length - octets))
-  const message = withId(noise.subarray(start, start + octets), id)
-  message[2] = isResponse ? message[2]! | 0x80 : message[2]! & 0x7f
-  return message
-}
-
-describe('a server under attack still answers, and its memory has not grown', () => {
-  attack('by every length of cut header, over UDP and TCP', async (t, { port }) => {
-    const udp = await udpClient(t, port)
-    for (let length = 0; length < 12; length++) {
-      await udp.send(A.subarray(0, length))
-      const tcp = await tcpClient(t, port)
-      tcp.socket.write(frame(A.subarray(0, length)))
-      assert.equal(await tcp.next(), undefined, 'closed without a reply')
-      tcp.socket.destroy()
-    }
-    await udp.ask(A)
-    assert.deepEqual(udp.strays, [])
-  })
-
-  for (const [what, octets] of [
-    ['64 KB', () => 65_507],
-    ['any size', (random: () => number) => 12 + Math.floor(random() * 600)],
-  ] as const)
-    attack(`by 10,000 datagrams of random octets, ${what}`, async (t, { port }) => {
-      const udp = await udpClient(t, port)
-      const random = seeded(7)
-      for (let i = 0; i < 5000; i++) {
-        // Every other one is not answered; those that are keep us in step, so that the kernel drops none.
-        await udp.send(randomMessage(random, octets(random), 0, true))
-        const reply = await udp.ask(randomMessage(random, octets(random), i, false))
-        parse(reply)
-        assert.ok(reply.length <= 1232)
-      }
-      assert.deepEqual(udp.strays, [])
-    })
-
-  attack('by 10,000 messages of 64 KB of random octets over TCP', async (t, { port }) => {
-    const tcp = await tcpClient(t, port)
-    const random = seeded(8)
-    const sending = (async () => {
-      for (let i = 0; i < 10_000; i++)
-        if (!tcp.socket.write(frame(randomMessage(random, 65_535, i, i % 2 === 1))))
-          await once(tcp.socket, 'drain')
-    })()
-    for (let i = 0; i < 10_000; i += 2) {
-      const reply = await tcp.next()
-      assert.equal(parse(reply).id, i)
-    }
-    await sending
-  })
-
-  attack('by 200 connections of 64 KB of random octets without any frame', async (t, { port }) => {
-    const random = seeded(9)
-    for (let i = 0; i < 200; i++) {
-      const tcp = await tcpClient(t, port)
-      tcp.socket.end(randomMessage(random, 65_535, Math.floor(random() * 1000), false))
-      while (await tcp.next());
-      tcp.socket.destroy()
-      await tcp.closed
-    }
-  })
-
-  attack('by responses', async (t, { port }) => {
-    const response = query(SERVICE, TYPE.A, { id: 1, flags: 0x8000 | RD })
-    const udp = await udpClient(t, port)
-    const tcp = await tcpClient(t, port)
-    for (let i = 0; i < 1000; i++) {
-      await udp.send(response)
-      tcp.socket.write(frame(response))
-      if (i % 50 === 0) await udp.ask(A)
-    }
-    assert.equal(parse(await tcp.ask(A)).id, 0xbeef)
-    assert.deepEqual(udp.strays, [])
-  })
-
-  attack(
-    'by connections that send nothing, half a length, a length, half a message, and then are silent',
-    async (t, { port }) => {
-      await Promise.all(
-        [A.subarray(0, 0), frame(A).subarray(0, 1), frame(A).subarray(0, 2), frame(A).subarray(0, 20)].map(
-          async octets => {
-            const tcp = await tcpClient(t, port)
-            tcp.socket.write(octets)
-            assert.equal(await tcp.next(), undefined, 'closed without a reply')
-            tcp.socket.destroy()
-          },
-        ),
-      )
-    },
-    { tcpIdleMs: 300 },
-  )
-
-  attack(
-    'by a connection that asked, was answered, and then is silent',
-    async (t, { port }) => {
-      const tcp = await tcpClient(t, port)
-      await tcp.ask(A)
-      assert.equal(await tcp.next(), undefined)
-    },
-    { tcpIdleMs: 300 },
-  )
-
-  attack('by 500 connections that are opened and reset', async (t, { port }) => {
-    for (let i = 0; i < 500; i++) {
-      const tcp = await tcpClient(t, port)
-      tcp.socket.write(frame(A))
-      tcp.socket.resetAndDestroy()
-      await tcp.closed
-    }
-  })
-})
-
 describe('over TCP', { timeout: 60_000 }, () => {
   test('1,000 queries in one write are answered in their order', async t => {
     const { port } = await serve(t)
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     const names = [SERVICE, APEX, `no.${APEX}`, 'example.com']
     const asked = Array.from({ length: 1000 }, (_, id) => query(names[id % 4]!, TYPE.A, { id }))
     tcp.socket.write(Buffer.concat(asked.map(frame)))
@@ -240,7 +65,7 @@ describe('over TCP', { timeout: 60_000 }, () => {
 
   test('a query that comes an octet at a time is answered', async t => {
     const { port } = await serve(t)
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     tcp.socket.setNoDelay()
     for (const id of [1, 2])
       for (const octet of frame(withId(A, id))) {
@@ -253,7 +78,7 @@ describe('over TCP', { timeout: 60_000 }, () => {
 
   test('a message of 65,535 octets that comes in pieces is one message', async t => {
     const { port } = await serve(t)
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     const whole = frame(Buffer.concat([A, Buffer.alloc(65_535 - A.length, 1)]))
     for (let at = 0; at < whole.length; at += 100) {
       tcp.socket.write(whole.subarray(at, at + 100))
@@ -265,7 +90,7 @@ describe('over TCP', { timeout: 60_000 }, () => {
   test('a client that ends after its queries still gets every answer, and then the end', async t => {
     const { port } = await serve(t)
     for (const count of [1, 500]) {
-      const tcp = await tcpClient(t, port)
+      const tcp = await dnsTcpClient(t, port)
       tcp.socket.end(Buffer.concat(Array.from({ length: count }, (_, id) => frame(withId(A, id)))))
       for (let id = 0; id < count; id++) assert.equal(parse(await tcp.next()).id, id)
       assert.equal(await tcp.next(), undefined)
@@ -275,7 +100,7 @@ describe('over TCP', { timeout: 60_000 }, () => {
 
   test('what is cut off by the end of the connection is not answered, what came before it is', async t => {
     const { port } = await serve(t)
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     tcp.socket.end(Buffer.concat([frame(A), frame(A).subarray(0, 30)]))
     assert.equal(parse(await tcp.next()).answers.length, 3)
     assert.equal(await tcp.next(), undefined)
@@ -288,11 +113,11 @@ describe('over TCP', { timeout: 60_000 }, () => {
       made++
       return Buffer.concat([message.subarray(0, 2), filler])
     })
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     tcp.socket.write(Buffer.concat(Array.from({ length: 500 }, (_, id) => frame(withId(A, id)))))
     assert.equal((await tcp.next())?.readUInt16BE(), 0)
     // Nobody reads while we are busy elsewhere; a server that does not wait would have written all of them.
-    const udp = await udpClient(t, port)
+    const udp = await dnsUdpClient(t, port)
     for (let i = 0; i < 100; i++) await udp.send(A)
     assert.ok(made < 400, `${made} answers made ahead`)
     for (let id = 1; id < 500; id++) assert.equal((await tcp.next())?.readUInt16BE(), id)
@@ -300,7 +125,7 @@ describe('over TCP', { timeout: 60_000 }, () => {
 
   test('a client that keeps asking is served on, and only the idle one is closed', async t => {
     const { port } = await serve(t, { tcpIdleMs: 1000 })
-    const [busy, idle] = [await tcpClient(t, port), await tcpClient(t, port)]
+    const [busy, idle] = [await dnsTcpClient(t, port), await dnsTcpClient(t, port)]
     let idleEnded = false
     void idle.next().then(() => {
       idleEnded = true
@@ -311,16 +136,16 @@ describe('over TCP', { timeout: 60_000 }, () => {
 
   test('a connection over the limit is closed, and another is served once one has ended', async t => {
     const { port } = await serve(t, { tcpMaxConnections: 2 })
-    const [first, second] = [await tcpClient(t, port), await tcpClient(t, port)]
+    const [first, second] = [await dnsTcpClient(t, port), await dnsTcpClient(t, port)]
     for (const client of [first, second]) await client.ask(A)
-    const third = await tcpClient(t, port)
+    const third = await dnsTcpClient(t, port)
     assert.equal(await third.next(), undefined)
     first.socket.end()
     assert.equal(await first.next(), undefined)
     await first.closed
     for (;;) {
       // The server may learn of the end a moment after us.
-      const fourth = await tcpClient(t, port)
+      const fourth = await dnsTcpClient(t, port)
       fourth.socket.write(frame(A))
       const reply = await fourth.next()
       if (!reply) continue
@@ -336,13 +161,13 @@ describe('closing', { timeout: 60_000 }, () => {
 
   test('ends idle connections, and takes neither connections nor datagrams any more', async t => {
     const { close, port } = await serve(t)
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     await tcp.ask(A)
     const closed = close(never)
     assert.equal(await tcp.next(), undefined)
     tcp.socket.end()
     await closed
-    await assert.rejects(tcpClient(t, port), { code: 'ECONNREFUSED' })
+    await assert.rejects(dnsTcpClient(t, port), { code: 'ECONNREFUSED' })
     const udp = createSocket('udp4')
     t.after(() => udp.close())
     udp.bind({ address: '127.0.0.1', port, exclusive: true })
@@ -355,7 +180,7 @@ describe('closing', { timeout: 60_000 }, () => {
       if (++made === 1) setImmediate(() => server.close(never))
       return message
     })
-    const tcp = await tcpClient(t, server.port)
+    const tcp = await dnsTcpClient(t, server.port)
     tcp.socket.write(Buffer.concat([...Array(200).keys()].map(id => frame(withId(A, id)))))
     for (let id = 0; id < 200; id++) assert.equal((await tcp.next())?.readUInt16BE(), id)
     assert.equal(await tcp.next(), undefined)
@@ -366,7 +191,7 @@ describe('closing', { timeout: 60_000 }, () => {
   test('waits for a client that does not end, until the deadline', async t => {
     // Without its own patience, only the deadline can end it.
     const { close, port } = await serve(t, { tcpIdleMs: 2 ** 30 })
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     await tcp.ask(A)
     const deadline = new AbortController()
     let over = false
@@ -382,7 +207,7 @@ describe('closing', { timeout: 60_000 }, () => {
 
   test('is over at once where the deadline has passed', async t => {
     const { close, port } = await serve(t)
-    const tcp = await tcpClient(t, port)
+    const tcp = await dnsTcpClient(t, port)
     tcp.socket.write(frame(A).subarray(0, 5))
     await close(AbortSignal.abort())
     assert.equal(await tcp.next(), undefined)
@@ -424,7 +249,7 @@ describe('listening', () => {
 
   test('where the UDP port is taken fails with the reason and leaves nothing behind', async t => {
     // Not one that the kernel could give to a client of another test meanwhile.
-    const port = await commonPort('127.0.0.1', '127.0.0.2')
+    const port = await freePort('127.0.0.1', '127.0.0.2')
     const taken = createSocket('udp4').bind(port, '127.0.0.1')
     await once(taken, 'listening')
     t.after(() => taken.close())
@@ -457,7 +282,7 @@ describe('over UDP', { timeout: 60_000 }, () => {
       },
       answerer,
     )
-    const udp = await udpClient(t, port)
+    const udp = await dnsUdpClient(t, port)
     const failed = once(told, 'unsent')
     await udp.send(A)
     await failed
@@ -485,7 +310,7 @@ describe('over UDP', { timeout: 60_000 }, () => {
     server.bind({ address: '127.0.0.1', port: 0 })
     await listening
     const queued = t.mock.method(server, 'getSendQueueSize', () => MAX_QUEUED_OCTETS + 1)
-    const udp = await udpClient(t, server.address().port)
+    const udp = await dnsUdpClient(t, server.address().port)
     const came = once(server, 'message')
     await udp.send(withId(A, 1))
     await came
@@ -499,7 +324,7 @@ describe('over UDP', { timeout: 60_000 }, () => {
 
 /** What the server says to this datagram: undefined where it answers the next one but not this. */
 async function reaction(t: TestContext, port: number, message: Buffer): Promise<Buffer | undefined> {
-  const udp = await udpClient(t, port)
+  const udp = await dnsUdpClient(t, port)
   await udp.send(withId(message, 1))
   await udp.ask(withId(A, 2))
   return udp.strays.find(reply => reply.readUInt16BE() === 1)
@@ -621,7 +446,7 @@ describe('dns2 canary, fails when dns2 improves or when we fall into its trap:',
     const zeros = Buffer.alloc(12)
     assert.equal(parse(await reaction(t, us.port, zeros)).rcode, RCODE.FORMERR)
     const victim = await child(t, { kind: 'dns2-async' })
-    await (await udpClient(t, victim.port)).send(zeros)
+    await (await dnsUdpClient(t, victim.port)).send(zeros)
     assert.equal((await victim.ended).code, 1)
   })
 
@@ -664,8 +489,8 @@ s.sendto(struct.pack('!HHHH', 0, int(sys.argv[1]), 8 + len(d), 0) + d, ('127.0.0
     await once(plain, 'listening')
     t.after(() => plain.close())
     const [ours, loris] = await Promise.all([
-      tcpClient(t, port),
-      tcpClient(t, (plain.address() as { port: number }).port),
+      dnsTcpClient(t, port),
+      dnsTcpClient(t, (plain.address() as { port: number }).port),
     ])
     let plainEnded = false
     void loris.next().then(() => {
@@ -686,7 +511,7 @@ s.sendto(struct.pack('!HHHH', 0, int(sys.argv[1]), 8 + len(d), 0) + d, ('127.0.0
     const flood = Buffer.concat([...Array(4000).keys()].map(id => frame(withId(A, id))))
     const peak = async (kind: 'ours' | 'dns2', stop: (grown: number, closed: boolean) => boolean) => {
       const server = await child(t, { kind, replyOctets, tcpIdleMs: 1500 })
-      const tcp = await tcpClient(t, server.tcpPort)
+      const tcp = await dnsTcpClient(t, server.tcpPort)
       const before = await server.memory()
       let closed = false
       void tcp.closed.then(() => {

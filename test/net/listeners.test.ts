@@ -4,7 +4,8 @@ import type { Socket } from 'node:net'
 import { type TestContext, test } from 'node:test'
 import { descriptorRoom, Listeners } from '../../src/net/listeners.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
-import { attempt, client, clients, ended, read, roundTrip, until } from '../conformance/clients.ts'
+import { attempt, client, clients, ended, read, roundTrip } from '../conformance/clients.ts'
+import { until } from '../support/until.ts'
 
 const options = { timeout: 60_000, skip: (await whyUnavailable()) ?? false }
 

@@ -13,8 +13,9 @@ import { whyUnavailable } from '../../src/sys/available.ts'
 import { headers } from '../../src/sys/layouts.ts'
 import type * as Sys from '../../src/sys/libc.ts'
 import type * as Sockets from '../../src/sys/sockets.ts'
-import { client, ended, MIB, randomOctets, roundTrip, until } from '../conformance/clients.ts'
+import { client, ended, MIB, randomOctets, roundTrip } from '../conformance/clients.ts'
 import { descriptorOf } from '../conformance/proc.ts'
+import { until } from '../support/until.ts'
 import { option } from '../sys/kernel.ts'
 
 const options = { timeout: 30_000, skip: (await whyUnavailable()) ?? false }

@@ -6,11 +6,12 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import type { concurrent as Concurrent } from '../../src/servers/concurrent.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
-import { attempt, client, clients, ended, read, roundTrip, until } from '../conformance/clients.ts'
+import { attempt, client, clients, ended, read, roundTrip } from '../conformance/clients.ts'
 import { ownChildren, serve } from '../conformance/in-process.ts'
 import { knowOddProtocols, named } from '../conformance/odd-protocols.ts'
 import { runs } from '../conformance/proc.ts'
 import { echo } from '../support/echo.ts'
+import { until } from '../support/until.ts'
 
 const options = { timeout: 60_000, skip: (await whyUnavailable()) ?? false }
 const concurrent: typeof Concurrent = options.skip

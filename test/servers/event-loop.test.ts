@@ -9,7 +9,6 @@ import { type AddressInfo, connect, createServer, isIPv6, type Socket } from 'no
 import { Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
 import { type TestContext, test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { systemClock } from '../../src/clock.ts'
 import { MAX_QUEUED_OCTETS } from '../../src/net/bind.ts'
@@ -18,8 +17,10 @@ import { eventLoop } from '../../src/servers/event-loop.ts'
 import type { ServerOptions } from '../../src/servers/service.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { descriptorOf } from '../conformance/proc.ts'
-import { has, portOf, run, start } from '../process.ts'
 import { echo } from '../support/echo.ts'
+import { has, portOf, run, start } from '../support/process.ts'
+import { udpClient } from '../support/udp.ts'
+import { until } from '../support/until.ts'
 
 const KIB = 1024
 const MIB = 1024 * KIB
@@ -77,24 +78,6 @@ async function serve(t: TestContext, address = '127.0.0.1', wanted: Partial<Serv
   }
 }
 
-/** A UDP client that keeps what it gets. */
-async function udpClient(t: TestContext, address: string, port = 0): Promise<UdpSocket & { got: Buffer[] }> {
-  const socket = Object.assign(createSocket({ type: isIPv6(address) ? 'udp6' : 'udp4', reuseAddr: true }), {
-    got: [] as Buffer[],
-  })
-  t.after(() => new Promise<void>(resolve => void socket.close(resolve)))
-  socket.on('message', message => socket.got.push(message))
-  socket.bind(port, address)
-  await once(socket, 'listening')
-  return socket
-}
-
-async function udpEcho(socket: UdpSocket, payload: Buffer, port: number, address: string): Promise<Buffer> {
-  const reply = once(socket, 'message')
-  socket.send(payload, port, address)
-  return (await reply)[0]
-}
-
 /** Writes and reads as many octets; the connection stays. */
 async function roundTrip(socket: Socket, text: string): Promise<void> {
   socket.write(text)
@@ -105,11 +88,6 @@ async function roundTrip(socket: Socket, text: string): Promise<void> {
 
 /** Resolves when the socket is closed, with or without an error. */
 const gone = (socket: Socket): Promise<void> => new Promise(resolve => socket.once('close', () => resolve()))
-
-/** Waits for what has no event of its own. */
-async function until(holds: () => boolean): Promise<void> {
-  while (!holds()) await sleep(2)
-}
 
 for (const address of ['127.0.0.1', '::1']) {
   test(`TCP over ${address} comes back to the octet, whatever the size and the pieces`, options, async t => {
@@ -122,7 +100,7 @@ for (const address of ['127.0.0.1', '::1']) {
       Readable.from(pieces(payload)).pipe(socket)
       assert.ok(payload.equals(await reply), `${size} octets`)
     }
-    await until(() => counters.active === 0)
+    await until('no connection is open', () => counters.active === 0)
     assert.equal(counters.connections, sizes.length)
   })
 
@@ -134,7 +112,7 @@ for (const address of ['127.0.0.1', '::1']) {
     if (isIPv6(address)) sizes.push(65_527)
     for (const size of sizes) {
       const payload = randomOctets(size)
-      const reply = await udpEcho(socket, payload, port, address)
+      const reply = await socket.ask(payload, port, address)
       assert.ok(payload.equals(reply), `${size} octets, ${reply.length} back`)
     }
     assert.equal(counters.datagrams, sizes.length)
@@ -153,7 +131,7 @@ test('one server takes IPv4 and IPv6 side by side', options, async t => {
     ['127.0.0.1', '::1'],
   )
   for (const { address, port } of service.addresses) {
-    const reply = await udpEcho(await udpClient(t, address), Buffer.from('hello'), port, address)
+    const reply = await (await udpClient(t, address)).ask(Buffer.from('hello'), port, address)
     assert.equal(reply.toString(), 'hello')
     const socket = connect({ host: address, port, allowHalfOpen: true })
     socket.end('hello')
@@ -172,7 +150,7 @@ test('a half-close is answered after the last octet, and not before it', options
   const payload = randomOctets(16 * MIB)
   socket.end(payload)
   assert.ok(payload.equals(await buffer(socket)))
-  await until(() => counters.active === 0)
+  await until('no connection is open', () => counters.active === 0)
 })
 
 test('1,000 connections are served at the same time', options, async t => {
@@ -187,7 +165,7 @@ test('1,000 connections are served at the same time', options, async t => {
     return rest
   })
   for (const [i, rest] of rests.entries()) assert.equal((await rest).toString(), `bye ${i}`)
-  await until(() => counters.active === 0)
+  await until('no connection is open', () => counters.active === 0)
   assert.equal(counters.connections, 1000)
 })
 
@@ -207,7 +185,7 @@ test('clients that reset in mid-stream disturb no other client', options, async 
     socket.resetAndDestroy()
   }
   assert.ok(payload.equals(await reply))
-  await until(() => counters.active === 0)
+  await until('no connection is open', () => counters.active === 0)
   await roundTrip(await client(), 'all is well')
 })
 
@@ -225,7 +203,7 @@ test(
     deaf.on('drain', offer)
     offer()
     await Promise.all([once(silent.resume(), 'end'), gone(deaf)])
-    await until(() => counters.active === 0)
+    await until('no connection is open', () => counters.active === 0)
   },
 )
 
@@ -239,7 +217,7 @@ test(
     await roundTrip(b, 'b')
     const [c, d, e] = [await client(), await client(), await client()]
     for (const socket of [c, d, e]) socket.write('wait')
-    await until(() => counters.waiting === 3)
+    await until('three connections wait', () => counters.waiting === 3)
     // Their octets have been here for some turns of the loop and are not answered.
     for (let i = 0; i < 20; i++) await roundTrip(a, `${i}`)
     // biome-ignore format: one line
@@ -253,14 +231,14 @@ test(
     assert.equal(e.bytesRead, 0)
     b.end()
     assert.equal(String((await once(e, 'data'))[0]), 'wait')
-    await until(() => counters.waiting === 0 && counters.active === 2)
+    await until('both are served', () => counters.waiting === 0 && counters.active === 2)
     assert.deepEqual(full, [2], 'not said with every client')
 
     c.end()
     e.end()
-    await until(() => counters.active === 0)
+    await until('no connection is open', () => counters.active === 0)
     const again = [await client(), await client(), await client()]
-    await until(() => counters.waiting === 1)
+    await until('one connection waits', () => counters.waiting === 1)
     for (const socket of again) socket.destroy()
   },
 )
@@ -281,7 +259,7 @@ test(
     for (const socket of blocked) socket.send('x', port, '127.0.0.1')
     const ordinary = await udpClient(t, '127.0.0.2')
     // A socket's queue is in order: when this is back, all the others were looked at.
-    assert.equal(String(await udpEcho(ordinary, Buffer.from('hello'), port, '127.0.0.1')), 'hello')
+    assert.equal(String(await ordinary.ask(Buffer.from('hello'), port, '127.0.0.1')), 'hello')
     assert.equal(counters.datagramsLoopDropped, blocked.length)
     assert.equal(counters.datagrams, 1)
     assert.deepEqual(
@@ -309,8 +287,8 @@ test('a datagram that cannot be answered is counted and disturbs no other', { ..
   await forge('127.0.0.9', 0)
   // A reply to a broadcast address: the kernel refuses it.
   await forge('127.255.255.255', 5000)
-  assert.equal(String(await udpEcho(socket, Buffer.from('alive'), port, '127.0.0.1')), 'alive')
-  await until(() => counters.datagramsFailed > 0)
+  assert.equal(String(await socket.ask(Buffer.from('alive'), port, '127.0.0.1')), 'alive')
+  await until('a reply has failed', () => counters.datagramsFailed > 0)
   assert.deepEqual(
     [counters.datagrams, counters.datagramsLoopDropped, counters.datagramsFailed],
     [1, 1, 1],
@@ -324,7 +302,7 @@ test('close lets an open connection go on until the deadline, and ends it then',
   const busy = await client()
   await roundTrip(idle, 'idle')
   const waits = await client()
-  await until(() => counters.waiting === 1)
+  await until('one connection waits', () => counters.waiting === 1)
   const deadline = new AbortController()
   let over = false
   const reset = gone(waits)
@@ -407,17 +385,17 @@ test(
 test('while too many replies wait for the kernel, datagrams are dropped and counted', options, async t => {
   const { port, counters } = await serve(t)
   const socket = await udpClient(t, '127.0.0.1')
-  assert.equal(String(await udpEcho(socket, Buffer.from('before'), port, '127.0.0.1')), 'before')
+  assert.equal(String(await socket.ask(Buffer.from('before'), port, '127.0.0.1')), 'before')
   // The kernel takes replies over loopback at once, so the queue is only pretended.
   let queued = MAX_QUEUED_OCTETS + 1
   const mock = t.mock.method(UdpSocket.prototype, 'getSendQueueSize', () => queued)
   socket.send('dropped', port, '127.0.0.1')
-  await until(() => mock.mock.callCount() === 1)
+  await until('the call was made', () => mock.mock.callCount() === 1)
   assert.equal(counters.datagramsOverloadDropped, 1)
   queued = MAX_QUEUED_OCTETS
-  assert.equal(String(await udpEcho(socket, Buffer.from('after'), port, '127.0.0.1')), 'after')
+  assert.equal(String(await socket.ask(Buffer.from('after'), port, '127.0.0.1')), 'after')
   assert.deepEqual(socket.got.map(String), ['before', 'after'])
-  await until(() => counters.datagrams === 2)
+  await until('two datagrams were received', () => counters.datagrams === 2)
   assert.equal(counters.datagramsOverloadDropped, 1)
 })
 
@@ -463,11 +441,11 @@ test('chargen reads on while it sends, and ends when its client does', options, 
     received += data.length
   })
   socket.write(randomOctets(8 * MIB))
-  await until(() => received > 8 * MIB && socket.writableLength === 0)
+  await until('all is received', () => received > 8 * MIB && socket.writableLength === 0)
   assert.equal(counters.active, 1)
   socket.end()
   await once(socket, 'end')
-  await until(() => counters.active === 0)
+  await until('no connection is open', () => counters.active === 0)
 })
 
 test('a chargen client that reads as fast as it can does not starve another', options, async t => {
@@ -478,14 +456,13 @@ test('a chargen client that reads as fast as it can does not starve another', op
   greedy.on('data', data => {
     received += data.length
   })
-  await until(() => received > MIB)
+  await until('1 MiB is received', () => received > MIB)
   const other = await client()
   await once(other, 'data')
   const udp = await udpClient(t, '127.0.0.1')
   const before = received
-  for (let i = 0; i < 20; i++)
-    assert.equal((await udpEcho(udp, Buffer.from('x'), port, '127.0.0.1')).length, 1)
-  await until(() => received > before)
+  for (let i = 0; i < 20; i++) assert.equal((await udp.ask(Buffer.from('x'), port, '127.0.0.1')).length, 1)
+  await until('more is received', () => received > before)
 })
 
 test('a chargen client that never reads is offered a bounded number of octets', options, async t => {
@@ -501,8 +478,8 @@ test('a chargen client that never reads is offered a bounded number of octets', 
   subscribe('net.server.socket', listener as never)
   t.after(() => unsubscribe('net.server.socket', listener as never))
   const deaf = (await client()).pause()
-  await until(() => counters.active === 1)
-  await until(() => counters.active === 0)
+  await until('the connection is served', () => counters.active === 1)
+  await until('no connection is open', () => counters.active === 0)
   const offered = written.reduce((sum, octets) => sum + octets, 0)
   t.diagnostic(`${offered} octets in ${written.length} pieces`)
   // What the kernel takes, and one piece more.
@@ -522,7 +499,7 @@ test('daytime does not reset a client that still sends', options, async t => {
   assert.equal(reply.length, 26)
   await once(socket.end(randomOctets(8 * MIB)), 'close')
   assert.equal(socket.errored, null)
-  await until(() => counters.active === 0)
+  await until('no connection is open', () => counters.active === 0)
 })
 
 const rssMib = (pid: number): number =>

@@ -8,11 +8,13 @@ import { type TestContext, test } from 'node:test'
 import type { iterative as Iterative } from '../../src/servers/iterative.ts'
 import { whyUnavailable } from '../../src/sys/available.ts'
 import { headers } from '../../src/sys/layouts.ts'
-import { MIB, randomOctets, udpClient, udpEcho, until } from '../conformance/clients.ts'
+import { MIB, randomOctets } from '../conformance/clients.ts'
 import { serve } from '../conformance/in-process.ts'
 import { knowOddProtocols, silentEcho } from '../conformance/odd-protocols.ts'
 import { descriptorOf } from '../conformance/proc.ts'
 import { echo } from '../support/echo.ts'
+import { udpClient } from '../support/udp.ts'
+import { until } from '../support/until.ts'
 import { option } from '../sys/kernel.ts'
 
 const options = { timeout: 60_000, skip: (await whyUnavailable()) ?? false }
@@ -37,7 +39,7 @@ async function program(t: TestContext, end: string) {
   const exited = once(child, 'exit', { signal: AbortSignal.timeout(20_000) })
   const port = Number(String((await once(child.stdout, 'data'))[0]))
   // Now its thread is blocked in recvfrom, or all but.
-  assert.equal(String(await udpEcho(await udpClient(t), 'hello', port)), 'hello')
+  assert.equal(String(await (await udpClient(t)).ask('hello', port)), 'hello')
   child.stdin.write('end')
   const [code, signal] = await exited
   return { code, signal, stderr: await stderr }
@@ -91,7 +93,7 @@ test('each datagram is counted once, over all addresses', options, async t => {
     const socket = await udpClient(t, address)
     for (const size of [0, 1, 1472, 65_507]) {
       const payload = randomOctets(size)
-      assert.ok(payload.equals(await udpEcho(socket, payload, port, address)))
+      assert.ok(payload.equals(await socket.ask(payload, port, address)))
     }
   }
   // What comes from a port of ours may come from ourselves.
@@ -113,7 +115,7 @@ test('a protocol without a reply sends nothing', options, async t => {
   const { port, counters } = await serve(t, iterative, silentEcho)
   const socket = await udpClient(t)
   socket.send('quiet', port, '127.0.0.1')
-  assert.equal(String(await udpEcho(socket, 'loud', port)), 'loud')
+  assert.equal(String(await socket.ask('loud', port)), 'loud')
   assert.deepEqual(socket.got.map(String), ['loud'])
   await until('the one is counted', () => counters.datagrams === 1)
 })

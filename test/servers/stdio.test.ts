@@ -9,7 +9,7 @@ import { headers } from '../../src/sys/layouts.ts'
 import { close } from '../../src/sys/libc.ts'
 import { bindUdp, listenTcp } from '../../src/sys/sockets.ts'
 import { client, root, test } from '../inetd/client.ts'
-import { cli } from '../process.ts'
+import { cli } from '../support/process.ts'
 import { udpClient } from '../support/udp.ts'
 
 /** `echo --stdio` with this as descriptor 0, as inetd leaves it. */

@@ -30,11 +30,3 @@ export async function udpClient(t: TestContext, address = '127.0.0.1', port = 0)
   }
   return Object.assign(socket, { got, ask })
 }
-
-/** `socket.ask`, for tests that name the address each time. */
-export const udpEcho = (
-  socket: UdpClient,
-  payload: Buffer | string,
-  port: number,
-  address = '127.0.0.1',
-): Promise<Buffer> => socket.ask(payload, port, address)

@@ -1,1 +1,0 @@
-export { freePort as commonPort } from './support/ports.ts'
