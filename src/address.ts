@@ -93,5 +93,15 @@ export function socketAddress(text: string, defaultPort?: number): SocketAddress
   throw new Expected(`${wanted} with an IP address, such as 127.0.0.1:5300 or [::1]:5300`)
 }
 
+/**
+ * A DNS server to ask, on port 53 unless the text has another. Node's `Resolver.setServers` drops the zone of a
+ * link-local address without an error, and the queries then go nowhere.
+ */
+export function dnsServer(text: string): SocketAddress {
+  const server = socketAddress(text, 53)
+  if (!server.address.includes('%')) return server
+  throw new Expected('an address without a zone: Node cannot send DNS queries to a link-local address')
+}
+
 export const formatAddress = ({ address, port }: SocketAddress): string =>
   isIpv6(address) ? `[${address}]:${port}` : `${address}:${port}`

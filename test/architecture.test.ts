@@ -78,6 +78,7 @@ const layerOf = (path: string) => path.split('/')[1]!.replace(/\.ts$/, '')
 
 const base = [
   'protocols',
+  'loop-guard',
   'sys',
   'address',
   'lifecycle',
@@ -111,6 +112,7 @@ const layers: Readonly<Record<string, readonly string[]>> = {
   'compile-cache': [],
   program: [],
   protocols: ['clock'],
+  'loop-guard': ['clock'],
 }
 
 test('imports point down, and between siblings only along the arrows of the design', () => {
@@ -146,6 +148,7 @@ test('no file imports itself through others, type imports included', () => {
 /** Files, without their extension, and folders. */
 const pure = [
   'protocols',
+  'loop-guard',
   'address',
   'dns/',
   'endpoints/choose',

@@ -3,7 +3,7 @@ import { hostname } from 'node:os'
 import { formatAddress, type SocketAddress, type Transport } from '../address.ts'
 import { systemClock } from '../clock.ts'
 import { UsageError } from '../errors.ts'
-import { retryWithoutIpv6 } from '../net/bind.ts'
+import { ephemeralFrom, retryWithoutIpv6 } from '../net/bind.ts'
 import { serveHttp } from '../ops/http.ts'
 import { createLog } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
@@ -17,6 +17,7 @@ import { flagText, type Options, type Run } from './options.ts'
 export const run: Run<'echo'> = async (options, _args, { version, exit, takeSignals }) => {
   const { model } = options
   const spoken = protocol(options.protocol, systemClock)
+  const guardBelow = options.loopGuard === 'off' ? 0 : ephemeralFrom()
   if (options.stdio) {
     const why = await whyUnavailable()
     if (why) throw new UsageError(`Cannot serve descriptor 0 here: it needs Linux' socket API, and ${why}`)
@@ -24,7 +25,7 @@ export const run: Run<'echo'> = async (options, _args, { version, exit, takeSign
     takeSignals()
     const { serveStdio } = await import('../servers/stdio.ts')
     try {
-      return serveStdio(spoken, options.idleTimeout)
+      return serveStdio(spoken, options.idleTimeout, guardBelow)
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ENOTSOCK') throw error
       throw new UsageError('Cannot serve descriptor 0: it is not a socket, as it would be behind inetd')
@@ -49,7 +50,9 @@ export const run: Run<'echo'> = async (options, _args, { version, exit, takeSign
       transports,
       listen: addresses,
       idleMs: options.idleTimeout,
+      guardBelow,
       clock: systemClock,
+      random: Math.random,
       say: (level, message, details) => log[level](details, message),
     })
   // A user who names addresses gets all of them or an error.

@@ -1,6 +1,6 @@
 /** The one table of verbs and flags, for --help, environment twins, documentation and parsers. */
 
-import { endpointAddress, socketAddress } from '../address.ts'
+import { dnsServer, endpointAddress, socketAddress } from '../address.ts'
 import { resolveModes } from '../client/resolve.ts'
 import { policies } from '../dns/rotation.ts'
 import { logLevels } from '../ops/log.ts'
@@ -205,6 +205,13 @@ export const flags = {
     parse: integer(0, 1_000_000_000),
     help: modelHelp('maxRequests', 'a process ends after so many clients; 0: never'),
   },
+  loopGuard: {
+    value: 'MODE',
+    parse: oneOf('on', 'off'),
+    help:
+      'drop an eighth of the datagrams of a peer that has a port below the ephemeral range and ' +
+      'sends more than 64 a second: it may be a server that answers our answers; off is for tests',
+  },
   idleTimeout: {
     value: 'TIME',
     parse: period,
@@ -236,7 +243,7 @@ export const flags = {
   timeout: { value: 'TIME', parse: period, help: 'how long to wait for a reply' },
   dns: {
     value: 'SERVER[:PORT]',
-    parse: text => socketAddress(text, 53),
+    parse: dnsServer,
     help: 'look names up at this DNS server instead of the system resolver',
   },
   connections: {
@@ -346,6 +353,7 @@ export const verbs = {
       minSpare: '2',
       maxSpare: '6',
       maxRequests: '0',
+      loopGuard: 'on',
       idleTimeout: '5m',
       admin: '0.0.0.0:8080',
       name: null,

@@ -3,7 +3,7 @@
  * Each takes the text and returns the value, or throws `Expected` with what was expected.
  */
 import { isIP } from 'node:net'
-import { endpointProblem, portNumber, socketAddress } from '../address.ts'
+import { dnsServer, endpointProblem, portNumber } from '../address.ts'
 import type { Check } from '../endpoints/checks.ts'
 import { dnsSource } from '../endpoints/dns.ts'
 import { type Endpoint, endpoint, type Source } from '../endpoints/endpoint.ts'
@@ -129,7 +129,7 @@ function parseDns(text: string): (options: SourceOptions) => Source {
   const [name, at] = split(target, '@')
   // A mistake that would make each poll fail is reported at the start.
   if (isIP(name)) throw new Expected(`dns:NAME[@SERVER][/INTERVAL] with a name, not the address ${name}`)
-  const server = at === undefined ? undefined : socketAddress(at, 53)
+  const server = at === undefined ? undefined : dnsServer(at)
   const query = { name: domainName(name), server, intervalMs: period(interval) }
   return ({ hold }) => dnsSource({ ...query, hold })
 }

@@ -1,6 +1,7 @@
 /** Binds TCP and UDP sockets to the same addresses and ports: all of them or none. */
 import { createSocket, type Socket, type SocketOptions } from 'node:dgram'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import type { Server } from 'node:net'
 import { isIpv6, type SocketAddress } from '../address.ts'
 
@@ -120,6 +121,18 @@ export async function retryWithoutIpv6<T>(
     const missing = (code === 'EAFNOSUPPORT' || code === 'EADDRNOTAVAIL') && address === '::'
     if (!missing || others.length === 0) throw error
     return open(others)
+  }
+}
+
+const DEFAULT_EPHEMERAL_FROM = 32_768
+
+/** The lowest port that the kernel gives to a client by itself. Servers have lower ones. */
+export function ephemeralFrom(): number {
+  try {
+    return Number.parseInt(readFileSync('/proc/sys/net/ipv4/ip_local_port_range', 'utf8'), 10)
+  } catch {
+    // Not Linux.
+    return DEFAULT_EPHEMERAL_FROM
   }
 }
 

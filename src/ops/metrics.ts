@@ -16,7 +16,7 @@ export const metrics = {
     type: 'counter',
     labels: ['result'],
     help:
-      'UDP datagrams by result: echoed, dropped_loop (from a port that answers by itself), ' +
+      'UDP datagrams by result: echoed, dropped_loop (from a server that answers by itself), ' +
       'dropped_overload, failed (could not be sent).',
   },
   roundelay_echo_connections_total: {

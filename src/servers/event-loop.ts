@@ -6,8 +6,10 @@
 import type { RemoteInfo, Socket as UdpSocket } from 'node:dgram'
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
+import { systemClock } from '../clock.ts'
 import { untilDeadline } from '../lifecycle.ts'
-import { bindAll, bindNodeUdp, MAX_QUEUED_OCTETS, openNone, udpSocket } from '../net/bind.ts'
+import { type LoopGuard, loopGuard } from '../loop-guard.ts'
+import { bindAll, bindNodeUdp, ephemeralFrom, MAX_QUEUED_OCTETS, openNone, udpSocket } from '../net/bind.ts'
 import { Listeners } from '../net/listeners.ts'
 import { mayAnswer, NO_REPLY, type Protocol, type Session } from '../protocols.ts'
 import { countersOf, type EchoCounters, type EchoService, type ServerOptions } from './service.ts'
@@ -19,13 +21,14 @@ import { countersOf, type EchoCounters, type EchoService, type ServerOptions } f
 const SPEECH_OCTETS = 16 * 1024
 
 type Options = Pick<ServerOptions, 'listen' | 'idleMs' | 'maxConnections' | 'say'> &
-  Partial<Pick<ServerOptions, 'transports'>> & {
+  Partial<Pick<ServerOptions, 'transports' | 'guardBelow' | 'clock' | 'random'>> & {
     /** Ports of other servers of this process; may change while it serves. */
     readonly alsoBlocked?: ReadonlySet<number>
   }
 
 export async function eventLoop(protocol: Protocol, options: Options): Promise<EchoService> {
   const { transports = ['udp', 'tcp'], alsoBlocked = new Set<number>(), idleMs } = options
+  const { guardBelow = ephemeralFrom(), clock = systemClock, random = Math.random } = options
   const connections = new Set<Socket>()
   const speech = new Uint8Array(SPEECH_OCTETS)
   const serve = (socket: Socket) => {
@@ -51,8 +54,10 @@ export async function eventLoop(protocol: Protocol, options: Options): Promise<E
   )
   const ownPorts = new Set(bound.map(({ address }) => address.port))
   const sockets = bound.flatMap(({ udp }) => udp ?? [])
-  for (const udp of sockets)
-    answerDatagrams(udp, protocol, port => mayAnswer(port, ownPorts) && !alsoBlocked.has(port), counters)
+  // One for all sockets: a loop may go through several of them.
+  const guard = loopGuard(guardBelow, clock, random)
+  const blocked = (port: number) => !mayAnswer(port, ownPorts) || alsoBlocked.has(port)
+  for (const udp of sockets) answerDatagrams(udp, protocol, blocked, guard, counters)
 
   return {
     name: protocol.name,
@@ -127,7 +132,8 @@ function converse(socket: Socket, session: Session, speech: Uint8Array): void {
 function answerDatagrams(
   socket: UdpSocket,
   protocol: Protocol,
-  mayBeAnswered: (port: number) => boolean,
+  blocked: (port: number) => boolean,
+  guard: LoopGuard,
   counters: EchoCounters,
 ): void {
   // A datagram is counted when the kernel has taken the reply, so that each has one result.
@@ -136,7 +142,7 @@ function answerDatagrams(
     else counters.datagrams++
   }
   socket.on('message', (received: Buffer, peer: RemoteInfo) => {
-    if (!mayBeAnswered(peer.port)) {
+    if (blocked(peer.port) || guard.drops(peer.address, peer.port)) {
       counters.datagramsLoopDropped++
       return
     }

@@ -5,6 +5,7 @@
  */
 import { isMainThread, parentPort, workerData } from 'node:worker_threads'
 import { systemClock } from '../clock.ts'
+import { type LoopGuard, loopGuard } from '../loop-guard.ts'
 import { mayAnswer, NO_REPLY, type Protocol, protocol } from '../protocols.ts'
 import { layouts } from '../sys/layouts.ts'
 import { bindCalls, check, recvfrom, sendto } from '../sys/libc.ts'
@@ -16,7 +17,9 @@ import { errno, portOfEncoded } from '../sys/sockets.ts'
  */
 export const RESULTS = { echoed: 0, droppedLoop: 1, failed: 2 } as const
 
-export interface ThreadOrders extends DatagramOrders {
+export interface ThreadOrders extends Omit<DatagramOrders, 'guard'> {
+  /** Peers with lower ports than this are guarded against loops. */
+  readonly guardBelow: number
   /** The name of a protocol. */
   readonly protocol: string
   readonly counts: Float64Array<SharedArrayBuffer>
@@ -32,6 +35,7 @@ interface DatagramOrders {
   /** The ports of this server. */
   readonly ownPorts: ReadonlySet<number>
   readonly counts: Float64Array
+  readonly guard: LoopGuard
 }
 
 /**
@@ -40,7 +44,7 @@ interface DatagramOrders {
  */
 export function serveDatagrams(
   spoken: Protocol,
-  { fd, ownPorts, counts }: DatagramOrders,
+  { fd, ownPorts, counts, guard }: DatagramOrders,
   over: (instead: number | undefined) => boolean,
 ): void {
   const buffer = new Uint8Array(MAX_DATAGRAM_OCTETS)
@@ -56,7 +60,8 @@ export function serveDatagrams(
       if (length !== errno('EINTR')) check(length, 'recvfrom')
       continue
     }
-    if (!mayAnswer(portOfEncoded(peer), ownPorts)) {
+    const port = portOfEncoded(peer)
+    if (!mayAnswer(port, ownPorts) || guard.dropsEncoded(peer, peerOctets, port)) {
       counts[RESULTS.droppedLoop]!++
       continue
     }
@@ -72,7 +77,8 @@ if (!isMainThread && workerData?.protocol) {
   const spoken = protocol(orders.protocol, systemClock)
   bindCalls()
   parentPort?.postMessage('ready')
-  serveDatagrams(spoken, orders, instead => {
+  const guard = loopGuard(orders.guardBelow, systemClock, Math.random)
+  serveDatagrams(spoken, { ...orders, guard }, instead => {
     const now = Atomics.load(orders.stop, 0)
     // After shutdown(2) the queue is still received, and then empty messages without a sender.
     return now === 2 || (now === 1 && instead !== undefined)

@@ -6,7 +6,7 @@
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import { untilDeadline } from '../lifecycle.ts'
-import { RECEIVE_BUFFER_OCTETS } from '../net/bind.ts'
+import { ephemeralFrom, RECEIVE_BUFFER_OCTETS } from '../net/bind.ts'
 import { programUrl } from '../program.ts'
 import type { Protocol } from '../protocols.ts'
 import { headers } from '../sys/layouts.ts'
@@ -15,9 +15,10 @@ import { type BoundSocket, bindUdp } from '../sys/sockets.ts'
 import { RESULTS, type ThreadOrders } from './iterative-thread.ts'
 import { type EchoService, noCounts, type ServerOptions } from './service.ts'
 
-type Options = Pick<ServerOptions, 'listen'>
+type Options = Pick<ServerOptions, 'listen'> & Partial<Pick<ServerOptions, 'guardBelow'>>
 
-export async function iterative({ name }: Protocol, { listen }: Options): Promise<EchoService> {
+export async function iterative({ name }: Protocol, options: Options): Promise<EchoService> {
+  const { listen, guardBelow = ephemeralFrom() } = options
   const sockets: BoundSocket[] = []
   const closeAll = () => {
     for (const { fd } of sockets) close(fd)
@@ -33,7 +34,7 @@ export async function iterative({ name }: Protocol, { listen }: Options): Promis
   const octets = Object.keys(RESULTS).length * Float64Array.BYTES_PER_ELEMENT
   const threads = sockets.map(({ fd }) => {
     const counts = new Float64Array(new SharedArrayBuffer(octets))
-    const workerData: ThreadOrders = { protocol: name, fd, ownPorts, counts, stop }
+    const workerData: ThreadOrders = { protocol: name, fd, ownPorts, counts, guardBelow, stop }
     const program = programUrl('iterative-thread', import.meta.url)
     const worker = new Worker(program, { workerData, execArgv: [] })
     // Without its thread the server would hear nothing: it is better to end and be started again.

@@ -1,6 +1,6 @@
 /** What all server models have in common: what each one receives, and what each one gives. */
 import type { SocketAddress, Transport } from '../address.ts'
-import type { Clock } from '../clock.ts'
+import type { Clock, Random } from '../clock.ts'
 import type { Service } from '../lifecycle.ts'
 import type { Listeners } from '../net/listeners.ts'
 import type { Protocol } from '../protocols.ts'
@@ -86,7 +86,10 @@ export interface ServerOptions {
   readonly maxSpare: number
   /** prefork: a process ends after this number of clients; 0: never. */
   readonly maxRequests: number
+  /** UDP: peers with lower ports than this are guarded against loops; 0: none. */
+  readonly guardBelow: number
   readonly clock: Clock
+  readonly random: Random
   /** Reports to the operator; never once for each client. */
   readonly say: Say
 }

@@ -5,6 +5,7 @@
  * socket to inetd again. Compare with child.ts.
  */
 import { systemClock } from '../clock.ts'
+import { loopGuard } from '../loop-guard.ts'
 import type { Protocol } from '../protocols.ts'
 import { headers } from '../sys/layouts.ts'
 import { accept4, check, close, setBlocking } from '../sys/libc.ts'
@@ -18,7 +19,7 @@ const STDIN = 0
  * Returns when there is nothing left to serve for `idleMs`. Throws ENOTSOCK where descriptor 0 is not a
  * socket.
  */
-export function serveStdio(protocol: Protocol, idleMs: number): void {
+export function serveStdio(protocol: Protocol, idleMs: number, guardBelow: number): void {
   const kind = inherited(STDIN)
   // Node has made its standard streams non-blocking, and they may all be this socket.
   check(setBlocking(STDIN), 'fcntl')
@@ -28,15 +29,16 @@ export function serveStdio(protocol: Protocol, idleMs: number): void {
   }
   giveUpAfter(STDIN, idleMs)
   if (kind === 'listener') serveListener(protocol, idleMs)
-  else serveSocket(protocol)
+  else serveSocket(protocol, guardBelow)
   // The next program must find the socket as it was.
   giveUpAfter(STDIN, 0)
 }
 
-function serveSocket(protocol: Protocol): void {
+function serveSocket(protocol: Protocol, guardBelow: number): void {
   const ownPorts = new Set([portOf(STDIN)])
   const counts = new Float64Array(Object.keys(RESULTS).length)
-  serveDatagrams(protocol, { fd: STDIN, ownPorts, counts }, instead => instead === errno('EAGAIN'))
+  const guard = loopGuard(guardBelow, systemClock, Math.random)
+  serveDatagrams(protocol, { fd: STDIN, ownPorts, counts, guard }, instead => instead === errno('EAGAIN'))
 }
 
 function serveListener(protocol: Protocol, idleMs: number): void {

@@ -198,6 +198,16 @@ test('both --udp and --tcp are too many: one line, exit code 2', options, async 
   assert.deepEqual(await run(['send', '127.0.0.1', 'hello'], env), expected)
 })
 
+test('a DNS server with a zone is refused: Node would drop the zone', options, async () => {
+  assert.deepEqual(await run(['send', '--dns', 'fe80::1%lo', 'a.test', 'hello']), {
+    code: 2,
+    stdout: '',
+    stderr:
+      'roundelay: Cannot parse --dns "fe80::1%lo": expected an address without a zone: ' +
+      'Node cannot send DNS queries to a link-local address\n',
+  })
+})
+
 test('a flag goes before the environment, also before the variable of its opposite', options, async () => {
   const bad = ['--port', '1', '--timeout', '100ms', '127.0.0.1', 'hello']
   const tcp = await run(['send', '--tcp', ...bad], { ROUNDELAY_UDP: 'true' })

@@ -174,6 +174,7 @@ test('the forms of a check are accepted, all else is refused with what was expec
     assert.throws(() => parseCheck(text), new Expected('udp:PORT, tcp:PORT, http:PORT/path or none'), text)
 })
 
+const ZONE_RULE = 'an address without a zone: Node cannot send DNS queries to a link-local address'
 const SYNTAX = 'static:ADDR[*WEIGHT],…, dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE'
 const STATIC = 'static:ADDR[*WEIGHT],… with IP addresses and weights from 1 to 100, not '
 const NO_ENDPOINT = 'static:ADDR[*WEIGHT],… with addresses of endpoints: '
@@ -208,6 +209,8 @@ test('a source that is not one is refused with what was expected', () => {
     ['dns:a b', NAME_RULE],
     ['dns:@127.0.0.1', NAME_RULE],
     ['dns:[::1]', NAME_RULE],
+    ['dns:a@fe80::1%lo', ZONE_RULE],
+    ['dns:a@[fe80::1%lo]:5300', ZONE_RULE],
     ['dns:10.0.0.1', 'dns:NAME[@SERVER][/INTERVAL] with a name, not the address 10.0.0.1'],
     [`dns:a${long}test`, NAME_RULE],
     [`dns:${long.repeat(4)}`, NAME_RULE],

@@ -34,7 +34,9 @@ export async function serve(
     minSpare: 1,
     maxSpare: 2,
     maxRequests: 0,
+    guardBelow: 0,
     clock: systemClock,
+    random: Math.random,
     say: (level, message, details) => reports.push({ level, message, details: details as Report['details'] }),
     ...wanted,
   })
