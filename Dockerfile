@@ -39,5 +39,5 @@ USER node
 EXPOSE 7007/tcp 7007/udp 5300/tcp 5300/udp 8080/tcp
 # Replica and DNS server have their admin port here. Other verbs end before the first check.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --start-interval=500ms --retries=2 \
-  CMD ["node", "/app/src/cli.ts", "check", "http://127.0.0.1:8080/readyz"]
-ENTRYPOINT ["node", "/app/src/cli.ts"]
+  CMD ["node", "--disable-sigusr1", "/app/src/cli.ts", "check", "http://127.0.0.1:8080/readyz"]
+ENTRYPOINT ["node", "--disable-sigusr1", "/app/src/cli.ts"]

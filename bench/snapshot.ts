@@ -103,6 +103,7 @@ async function startFarm(size: number) {
       state() {},
       checked() {},
       source() {},
+      note() {},
     },
   )
   // The first results; after them, each check waits for its answer.

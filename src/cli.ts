@@ -20,15 +20,21 @@ import { resolveOptions } from './commands/resolve-options.ts'
 import { compileCacheFolder } from './compile-cache.ts'
 import { UsageError } from './errors.ts'
 
+// Without a listener of ours, SIGUSR1 opens Node's inspector to every user of this machine.
+for (const signal of ['SIGUSR1', 'SIGUSR2'] as const) process.on(signal, () => {})
 // PID 1 of a container has no default action for signals: without a handler they would be ignored.
 const die = (_signal: string, number: number) => process.exit(128 + number)
-process.on('SIGTERM', die).on('SIGINT', die)
-const takeSignals: Context['takeSignals'] = onSignal => {
-  process.off('SIGTERM', die).off('SIGINT', die)
-  if (onSignal) process.on('SIGTERM', onSignal).on('SIGINT', onSignal)
+const endSignals = ['SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT'] as const
+for (const signal of endSignals) process.on(signal, die)
+const takeSignals: Context['takeSignals'] = (onSignal, signals = endSignals) => {
+  for (const signal of signals) {
+    process.off(signal, die)
+    if (onSignal) process.on(signal, onSignal)
+  }
 }
 
-enableCompileCache(compileCacheFolder())
+const cacheFolder = compileCacheFolder()
+if (cacheFolder !== undefined) enableCompileCache(cacheFolder)
 // `roundelay send … | head -1`: a reader that has left has seen enough. Other lost output is a failure.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1))
 const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))

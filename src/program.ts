@@ -7,3 +7,6 @@
  */
 export const programUrl = (name: string, from: string): URL =>
   new URL(`${name}${from.slice(from.lastIndexOf('.'))}`, from)
+
+/** Arguments of every Node that we start: without the first, SIGUSR1 opens its inspector to every local user. */
+export const nodeArguments: readonly string[] = ['--disable-sigusr1']

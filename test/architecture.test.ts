@@ -148,6 +148,8 @@ const pure = [
   'endpoints/choose',
   'endpoints/endpoint',
   'endpoints/health',
+  'endpoints/hold',
+  'endpoints/resolv-conf',
   'inetd/conf',
   'inetd/entry',
   'inetd/users',
@@ -272,10 +274,10 @@ test('to import a file does nothing: only programs act, and only where they are 
   none(problems)
 })
 
-test('signals are handled in ops/shutdown and cli.ts; inetd alone gives SIGHUP a meaning', () => {
+test('signals are handled in ops/shutdown and cli.ts; inetd alone gives SIGHUP another meaning', () => {
   const handlers: Readonly<Record<string, readonly string[]>> = {
-    'src/cli.ts': ['SIGTERM', 'SIGINT'],
-    'src/ops/shutdown.ts': ['SIGTERM', 'SIGINT'],
+    'src/cli.ts': ['SIGTERM'],
+    'src/ops/shutdown.ts': ['SIGTERM'],
     'src/commands/inetd.ts': ['SIGHUP'],
   }
   const handled = /\bprocess[\s\S]{0,80}?\.(?:on|once|addListener)\(\s*(?:'(SIG\w+)'|(signal)\b)/g

@@ -39,6 +39,7 @@ export interface DnsOptions
 export function dnsOptions(options: Options<'dns'>): DnsOptions {
   const services = (options.service ?? []).map(service => ({
     ...service,
+    source: service.source({ hold: options.sourceHold }),
     name: wholeName(service.name, options.zone),
   }))
   if (services.length === 0)

@@ -44,7 +44,10 @@ export const firstCount = (firsts: Tallies['firsts'], service: string, address: 
 const states = ['checking', 'up', 'down', 'draining'] as const
 
 /** The values that `/metrics` reads when Prometheus scrapes. */
-export function samples(authority: Authority, { failingSources }: FarmState): Sample[] {
+export function samples(
+  authority: Authority,
+  { failingSources, sourceFamilies }: Pick<FarmState, 'failingSources' | 'sourceFamilies'>,
+): Sample[] {
   const list: Sample[] = [['roundelay_dns_zone_serial', {}, authority.serial]]
   for (const { transport: proto, types, rcodes, truncated, dropped } of authority.tallies()) {
     for (const [type, count] of types) list.push(['roundelay_dns_requests_total', { proto, type }, count])
@@ -54,6 +57,10 @@ export function samples(authority: Authority, { failingSources }: FarmState): Sa
   }
   for (const { name, type, address, count } of authority.firsts())
     list.push(['roundelay_dns_first_total', { name, type, address }, count])
+  for (const { service, family, error } of sourceFamilies.values()) {
+    const isUp = error === undefined && !failingSources.has(service)
+    list.push(['roundelay_source_family_up', { service, family }, Number(isUp)])
+  }
   for (const { service, ready, failedOpen, endpoints } of authority.snapshots) {
     list.push(['roundelay_service_ready', { service }, Number(ready)])
     list.push(['roundelay_service_failed_open', { service }, Number(failedOpen)])

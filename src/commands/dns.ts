@@ -123,6 +123,7 @@ const publisher = (service: string, source: string, authority: Authority, hub: E
   },
   state: (address, from, to, detail) => hub.publish({ type: 'endpoint', service, address, from, to, detail }),
   checked: (_address, ok, seconds) => hub.publish({ type: 'check', service, ok, seconds }),
+  note: note => hub.publish({ ...note, service, source }),
   source(error) {
     authority.sourceFailed(service, error !== undefined)
     hub.publish({ type: 'source', service, source, ...(error && { error: error.message }) })

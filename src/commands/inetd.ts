@@ -12,7 +12,7 @@ import { type Account, findAccount } from '../inetd/users.ts'
 import { serveHttp } from '../ops/http.ts'
 import { createLog } from '../ops/log.ts'
 import { Metrics, type Sample } from '../ops/metrics.ts'
-import { endOnSignals, Shutdown } from '../ops/shutdown.ts'
+import { endOnSignals, endSignalsOfInetd, Shutdown } from '../ops/shutdown.ts'
 import { protocol, protocolNames } from '../protocols.ts'
 import { whyUnavailable } from '../sys/available.ts'
 import type { Run } from './options.ts'
@@ -38,6 +38,7 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
   const { promise: begun, resolve: begin } = Promise.withResolvers<void>()
   let applying = begun.then(() => apply(first))
   let applied = false
+  takeSignals(undefined, ['SIGHUP'])
   process.on('SIGHUP', () => {
     applying = applying.then(async () => {
       try {
@@ -82,7 +83,7 @@ export const run: Run<'inetd'> = async (options, args, { version, exit, takeSign
     documents: { '/state': () => ({ files, services: services() }) },
   }
   const admin = await serveHttp(options.admin, site, log)
-  endOnSignals(admin.server, shutdown, log, takeSignals)
+  endOnSignals(admin.server, shutdown, log, takeSignals, endSignalsOfInetd)
   begin()
   await applying
   applied = true

@@ -31,7 +31,7 @@ function loadOptions(host: string, options: Options<'load'>): LoadOptions {
 }
 
 /**
- * Aborts at the first SIGINT or SIGTERM, so that the results so far are reported. A second signal ends the
+ * Aborts at the first SIGINT, SIGTERM, SIGHUP or SIGQUIT, so that the results so far are reported. A second signal ends the
  * process.
  */
 function stopSignal({ exit, takeSignals }: Context): AbortSignal {

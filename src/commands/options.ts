@@ -1,9 +1,10 @@
 /** The one table of verbs and flags, for --help, environment twins, documentation and parsers. */
 
-import { ipAddress, socketAddress } from '../address.ts'
+import { endpointAddress, socketAddress } from '../address.ts'
 import { resolveModes } from '../client/resolve.ts'
 import { policies } from '../dns/rotation.ts'
 import { logLevels } from '../ops/log.ts'
+import type { EndSignal } from '../ops/shutdown.ts'
 import { protocolNames } from '../protocols.ts'
 import { type ModelFlag, modelNames, models, modelsWithFlag } from '../servers/models.ts'
 import {
@@ -32,8 +33,14 @@ export interface Flag {
 export interface Context {
   readonly version: string
   readonly exit: (code: number) => void
-  /** SIGTERM and SIGINT end the process at once until a server calls this and handles them itself. */
-  readonly takeSignals: (onSignal?: (signal: NodeJS.Signals, number: number) => void) => void
+  /**
+   * SIGTERM, SIGINT, SIGHUP and SIGQUIT end the process at once until a command calls this and handles them,
+   * or some of them, itself.
+   */
+  readonly takeSignals: (
+    onSignal?: (signal: NodeJS.Signals, number: number) => void,
+    signals?: readonly EndSignal[],
+  ) => void
 }
 
 /** What the file of a verb exports as `run`. A server's resolves when it serves, another's when it is done. */
@@ -90,7 +97,7 @@ export const flags = {
   port: { value: 'PORT', parse: port, help: 'the port of the echo service' },
   nsAddress: {
     value: 'ADDR',
-    parse: ipAddress,
+    parse: endpointAddress,
     repeat: true,
     help:
       'the address at which clients reach this server, for its NS record [default: the ' +
@@ -100,6 +107,11 @@ export const flags = {
     value: 'TEXT',
     parse: serverId,
     help: 'the text that id.server and NSID give [default: the host name]',
+  },
+  sourceHold: {
+    value: 'N',
+    parse: integer(1, 1000),
+    help: 'a DNS source drops an address that is missing from N answers in a row',
   },
   check: {
     value: 'CHECK',
@@ -347,6 +359,7 @@ export const verbs = {
       ...zoneFlags,
       nsAddress: null,
       serverId: null,
+      sourceHold: '2',
       check: 'udp:7007',
       ...checkFlags,
       admin: '0.0.0.0:8080',

@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url'
 import { formatAddress, type SocketAddress } from '../address.ts'
 import { httpGet } from '../client/http.ts'
 import { compileCache } from '../compile-cache.ts'
-import { programUrl } from '../program.ts'
+import { nodeArguments, programUrl } from '../program.ts'
 
 const cli = fileURLToPath(programUrl('../cli', import.meta.url))
 const START_TIMEOUT_MS = 60_000
@@ -36,7 +36,7 @@ function startReplica(
 ): Replica {
   const args = [...echoArgs(addresses), '--name', addresses.listen.address, '--log-level', logLevel, '--tied']
   // This pipe is never written. The kernel closes it when we end, even by SIGKILL: then the replica ends.
-  const child = spawn(process.execPath, [cli, ...args], {
+  const child = spawn(process.execPath, [...nodeArguments, cli, ...args], {
     stdio: ['pipe', onLine ? 'pipe' : 'inherit', 'inherit'],
     env: {
       ...compileCache(),

@@ -1,9 +1,9 @@
 /**
  * Parsers of the values that people write in flags and environment variables.
- * Each takes the text and returns the value, or throws `Expected` with what it wanted.
+ * Each takes the text and returns the value, or throws `Expected` with what was expected.
  */
 import { isIP } from 'node:net'
-import { portNumber, socketAddress } from '../address.ts'
+import { endpointProblem, portNumber, socketAddress } from '../address.ts'
 import type { Check } from '../endpoints/checks.ts'
 import { dnsSource } from '../endpoints/dns.ts'
 import { type Endpoint, endpoint, type Source } from '../endpoints/endpoint.ts'
@@ -18,7 +18,7 @@ export function integer(min: number, max: number): (text: string) => number {
   }
 }
 
-/** A port that clients are told, so never 0. */
+/** A port that clients use, so it is never 0. */
 export function port(text: string): number {
   try {
     return portNumber(text)
@@ -44,7 +44,7 @@ export function duration(text: string): number {
   throw new Expected(ms > MAX_DURATION_MS ? 'at most 596h' : 'a duration such as 500ms, 7s or 1m')
 }
 
-/** A duration that is a period or a limit, so never 0. */
+/** A duration that is a period or a limit, so it is never 0. */
 export function period(text: string): number {
   const ms = duration(text)
   if (ms > 0) return ms
@@ -87,14 +87,22 @@ const DEFAULT_POLL = '1s'
 /** RFC 1123 label, as Kubernetes has it. */
 const KUBERNETES_NAME = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/
 
+/** What other flags say about sources. */
+export interface SourceOptions {
+  /** A DNS source drops an address that is missing from this many answers in a row. */
+  readonly hold: number
+}
+
 /** `static:ADDR[*WEIGHT],…`, `dns:NAME[@SERVER][/INTERVAL]` or `kubernetes:[NAMESPACE/]SERVICE`. */
-export function parseSource(text: string): Source {
+export function parseSource(text: string): (options: SourceOptions) => Source {
   const [kind, rest] = split(text, ':')
-  if (kind === 'static' && rest) return staticSource(distinct(rest.split(',').map(parseStatic)))
+  if (kind === 'static' && rest) return always(staticSource(distinct(rest.split(',').map(parseStatic))))
   if (kind === 'dns' && rest) return parseDns(rest)
-  if (kind === 'kubernetes' && rest) return parseKubernetes(rest)
+  if (kind === 'kubernetes' && rest) return always(parseKubernetes(rest))
   throw new Expected('static:ADDR[*WEIGHT],…, dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE')
 }
+
+const always = (source: Source) => () => source
 
 function distinct(endpoints: readonly Endpoint[]): readonly Endpoint[] {
   const addresses = endpoints.map(({ address }) => address)
@@ -110,15 +118,20 @@ function parseStatic(text: string): Endpoint {
     throw new Expected(
       `static:ADDR[*WEIGHT],… with IP addresses and weights from 1 to ${MAX_WEIGHT}, not "${text}"`,
     )
+  const problem = endpointProblem(address)
+  if (problem !== undefined)
+    throw new Expected(`static:ADDR[*WEIGHT],… with addresses of endpoints: "${address}" is ${problem}`)
   return endpoint(address, number)
 }
 
-function parseDns(text: string): Source {
-  const [query, interval = DEFAULT_POLL] = split(text, '/')
-  const [name, at] = split(query, '@')
-  // What a resolver would refuse, or look up in vain, at every poll is a mistake to tell of now.
+function parseDns(text: string): (options: SourceOptions) => Source {
+  const [target, interval = DEFAULT_POLL] = split(text, '/')
+  const [name, at] = split(target, '@')
+  // A mistake that would make each poll fail is reported at the start.
   if (isIP(name)) throw new Expected(`dns:NAME[@SERVER][/INTERVAL] with a name, not the address ${name}`)
-  return dnsSource(domainName(name), at === undefined ? undefined : socketAddress(at, 53), period(interval))
+  const server = at === undefined ? undefined : socketAddress(at, 53)
+  const query = { name: domainName(name), server, intervalMs: period(interval) }
+  return ({ hold }) => dnsSource({ ...query, hold })
 }
 
 function parseKubernetes(text: string): Source {
@@ -126,7 +139,7 @@ function parseKubernetes(text: string): Source {
   if (![namespace ?? 'default', service].every(name => name && KUBERNETES_NAME.test(name)))
     throw new Expected(`kubernetes:[NAMESPACE/]SERVICE with names of Kubernetes, not "${text}"`)
   return async (...given) => {
-    // Loaded where it is used: every other process does without it.
+    // The import is here so that no other process loads the file.
     const { kubernetesSource } = await import('../endpoints/kubernetes.ts')
     await kubernetesSource(namespace, service!)(...given)
   }
@@ -140,7 +153,7 @@ function split(text: string, at: string): [string, string | undefined] {
 /** `NAME=SOURCE`; the name is completed with the zone later. */
 export interface ServiceOption {
   readonly name: string
-  readonly source: Source
+  readonly source: (options: SourceOptions) => Source
   /** As it was written, for logs. */
   readonly text: string
 }

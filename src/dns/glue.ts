@@ -1,7 +1,7 @@
-/** Which addresses the zone tells for its own name server: pure. */
-import { isIpv6 } from './wire.ts'
+/** Which addresses the zone publishes for its own name server: pure. */
+import { endpointProblem, isIpv6 } from '../address.ts'
 
-/** What `os.networkInterfaces()` tells of an address. */
+/** What `os.networkInterfaces()` reports about an address. */
 export interface InterfaceAddress {
   readonly address: string
   readonly family: string
@@ -10,15 +10,14 @@ export interface InterfaceAddress {
 
 /**
  * Where a client can reach a listener at `address`. A wildcard stands for the machine's own addresses of its
- * family, but not for loopback and link-local ones: to another machine they are another's.
+ * family, except loopback ones, which another machine would take for its own. Addresses that no client can
+ * use, such as link-local ones, are left out.
  */
 export function reachableAddresses(address: string, interfaces: readonly InterfaceAddress[]): string[] {
-  if (address !== '0.0.0.0' && address !== '::') return [address]
   const family = isIpv6(address) ? 'IPv6' : 'IPv4'
-  return interfaces
-    .filter(each => each.family === family && !each.internal && !isLinkLocal(each.address))
-    .map(each => each.address)
+  const isWildcard = address === '0.0.0.0' || address === '::'
+  const candidates = isWildcard
+    ? interfaces.filter(each => each.family === family && !each.internal).map(each => each.address)
+    : [address]
+  return candidates.filter(candidate => endpointProblem(candidate) === undefined)
 }
-
-/** fe80::/10 (RFC 4291 2.5.6). */
-const isLinkLocal = (address: string): boolean => /^fe[89ab][0-9a-f]:/i.test(address)

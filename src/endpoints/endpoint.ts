@@ -1,5 +1,5 @@
 /** What a source knows about the replicas of a service: pure. */
-import { ipAddress, isIpv6 } from '../address.ts'
+import { endpointProblem, ipAddress, isIpv6 } from '../address.ts'
 import type { Clock, Random } from '../clock.ts'
 
 /** What a source knows about a replica; the words are those of a Kubernetes EndpointSlice. */
@@ -15,10 +15,18 @@ export interface Endpoint {
   readonly terminating: boolean
 }
 
+/** What an operator should know about a source that goes on working. */
+export type SourceNote =
+  /** One address family began to fail, or (without `error`) recovered. */
+  | { readonly type: 'source-family'; readonly family: 'A' | 'AAAA'; readonly error?: string }
+  /** The source itself sees to it that this comes seldom. */
+  | { readonly type: 'source-warning'; readonly message: string; readonly details: object }
+
 /** Receives what a source finds: the whole set each time, or the reason why the source could not look. */
 export interface Sink {
   publish(endpoints: readonly Endpoint[]): void
   fail(error: Error): void
+  note(note: SourceNote): void
 }
 
 /**
@@ -34,6 +42,24 @@ export const endpoint = (address: string, weight = 1): Endpoint => ({
   serving: true,
   terminating: false,
 })
+
+/** More are dropped without a word. */
+const MAX_DROPPED_WARNINGS = 100
+
+/** Returns whether an address can be an endpoint. Each of the others is reported once. */
+export function endpointFilter(note: Sink['note']): (address: string) => boolean {
+  const reported = new Set<string>()
+  return address => {
+    const problem = endpointProblem(address)
+    if (problem === undefined) return true
+    if (!reported.has(address) && reported.size < MAX_DROPPED_WARNINGS) {
+      reported.add(address)
+      const message = `the source has "${address}", which cannot be an endpoint: it is ${problem}`
+      note({ type: 'source-warning', message, details: { address } })
+    }
+    return false
+  }
+}
 
 const { compare } = new Intl.Collator('en', { numeric: true })
 

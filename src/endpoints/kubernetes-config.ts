@@ -1,10 +1,9 @@
 /** The address of the Kubernetes API and our credentials there: those of a pod, or of a kubeconfig. */
-import { execFile } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { delimiter, dirname, join, resolve } from 'node:path'
-import { promisify } from 'node:util'
 import type { Clock } from '../clock.ts'
 
 export interface Cluster {
@@ -23,6 +22,7 @@ export interface Cluster {
 }
 
 const EXEC_TIMEOUT_MS = 30_000
+const MAX_EXEC_OCTETS = 2 ** 20
 const SERVICE_ACCOUNT = '/var/run/secrets/kubernetes.io/serviceaccount'
 
 /**
@@ -122,27 +122,66 @@ async function execCredential(
   const info = { apiVersion: exec.apiVersion, kind: 'ExecCredential', spec: { interactive: false } }
   const command = exec.command.includes('/') ? resolve(dirname(path), exec.command) : exec.command
   const env = { ...process.env, ...extra, KUBERNETES_EXEC_INFO: JSON.stringify(info) }
-  // A program that hangs is ended, and one that asks for input reads the end of it.
-  const limit = new AbortController()
-  const cancelLimit = clock.after(EXEC_TIMEOUT_MS, () => limit.abort())
-  const ends = AbortSignal.any([signal, limit.signal])
-  const running = promisify(execFile)(command, exec.args ?? [], { env, signal: ends })
-  running.child.stdin?.on('error', () => {}).end()
   const fails = (why: string, cause: unknown): never => {
     throw new Error(`the exec plugin of ${path} ${why}`, { cause })
   }
-  const { stdout } = await running
-    .catch(error =>
-      fails(
-        limit.signal.aborted ? `did not end within ${EXEC_TIMEOUT_MS} ms` : `failed: ${error.message.trim()}`,
-        error,
-      ),
-    )
-    .finally(cancelLimit)
+  const stdout = await output(command, exec.args ?? [], env, signal, clock).catch((error: Error) =>
+    fails(error.message, error),
+  )
   try {
     return JSON.parse(stdout).status ?? {}
   } catch (error) {
-    // The parser's own message would quote from what may be a credential.
+    // The parser's own message would quote what may be a credential.
     return fails('did not print an ExecCredential', error)
   }
+}
+
+/**
+ * What a program writes to its standard output. Rejects with what it did instead. A program that hangs is
+ * killed together with what it has started, and one that asks for input reads the end of it.
+ */
+function output(
+  command: string,
+  args: readonly string[],
+  env: NodeJS.ProcessEnv,
+  signal: AbortSignal,
+  clock: Clock,
+): Promise<string> {
+  return new Promise((resolve, reject) => {
+    // In a process group of its own.
+    const child = spawn(command, args, { env, detached: true })
+    const written = { stdout: '', stderr: '' }
+    const settle = (problem?: string) => {
+      cancelLimit()
+      signal.removeEventListener('abort', onAbort)
+      if (problem === undefined) resolve(written.stdout)
+      else reject(new Error(problem))
+    }
+    const kill = (problem: string) => {
+      try {
+        if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL')
+      } catch {
+        // The group has ended.
+      }
+      // A process that has left the group may still hold the other end.
+      child.stdout.destroy()
+      child.stderr.destroy()
+      settle(problem)
+    }
+    const cancelLimit = clock.after(EXEC_TIMEOUT_MS, () => kill(`did not end within ${EXEC_TIMEOUT_MS} ms`))
+    const onAbort = () => kill('was ended')
+    signal.addEventListener('abort', onAbort)
+    if (signal.aborted) onAbort()
+    child.stdin.on('error', () => {}).end()
+    for (const name of ['stdout', 'stderr'] as const)
+      child[name].setEncoding('utf8').on('data', (text: string) => {
+        written[name] += text
+        if (written[name].length > MAX_EXEC_OCTETS) kill(`wrote more than ${MAX_EXEC_OCTETS} octets`)
+      })
+    child.on('error', error => settle(`failed: ${error.message}`))
+    child.on('close', (code, killedBy) => {
+      const why = `failed with ${killedBy ?? `exit code ${code}`}: ${written.stderr.trim()}`
+      settle(code === 0 ? undefined : why)
+    })
+  })
 }

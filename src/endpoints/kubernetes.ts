@@ -5,9 +5,9 @@
  */
 import { type ClientRequest, type IncomingMessage, request as requestHttp } from 'node:http'
 import { request as requestHttps } from 'node:https'
-import { isIP } from 'node:net'
+import { endpointProblem } from '../address.ts'
 import { type Clock, gather, pause } from '../clock.ts'
-import { byAddress, type Endpoint, endpoint, type Source } from './endpoint.ts'
+import { byAddress, type Endpoint, endpoint, endpointFilter, type Source } from './endpoint.ts'
 import { type Cluster, loadCluster } from './kubernetes-config.ts'
 
 /** The part of an EndpointSlice that is read here. */
@@ -53,7 +53,7 @@ const SILENT_MS = 10_000
  * The wait after a failure, doubled with each further one up to the maximum. Each is shortened by up to half.
  */
 const BACKOFF_MS = 500
-const MAX_BACKOFF_MS = 30_000
+const MAX_BACKOFF_MS = 5000
 /**
  * A watch that ends sooner than this was not ended by its time, and does not show that the API has recovered.
  */
@@ -63,13 +63,17 @@ const SHORT_WATCH_MS = 1000
  * time.
  */
 const GATHER_MS = 10
+const MAX_STATUS_OCTETS = 2 ** 20
 const API = 'the Kubernetes API'
 const PAGE = 500
 const KEEP_ALIVE_MS = 10_000
 /** A slice has at most 1,000 endpoints (API validation), each well below 2 KiB. */
 const MAX_LINE_CHARACTERS = 8 * 1024 * 1024
-/** A page of 500 of them, at their usual 100 endpoints. */
-const MAX_LIST_CHARACTERS = 256 * 1024 * 1024
+/** What a Service may have: more is a fault of the API, or more than this server is made for. */
+const MAX_LIST_MIB = 64
+const MAX_ENDPOINTS = 20_000
+/** A server may send fewer slices in a page than it is asked for, but a list has an end. */
+const MAX_PAGES = 1000
 
 /**
  * Without `namespace`, the one that the process runs in, or the kubeconfig's. Nothing is read before the
@@ -80,7 +84,8 @@ export function kubernetesSource(
   service: string,
   load: (signal: AbortSignal, clock: Clock) => Promise<Cluster> = loadCluster,
 ): Source {
-  return async ({ publish, fail }, signal, clock, random) => {
+  return async ({ publish, fail, note }, signal, clock, random) => {
+    const isEndpoint = endpointFilter(note)
     let failures = 0
     while (!signal.aborted) {
       try {
@@ -88,7 +93,7 @@ export function kubernetesSource(
         await follow(
           { cluster, path: path(namespace ?? cluster.namespace, service), signal, clock },
           {
-            onSlices: slices => publish(endpointsOf(slices)),
+            onSlices: slices => publish(endpointsOf(slices, isEndpoint)),
             // A list that succeeds does not reset the waits: where each watch after it fails, they must grow.
             onLongWatch: () => {
               failures = 0
@@ -142,8 +147,8 @@ async function follow(
 ): Promise<void> {
   const { cluster, signal, clock } = connection
   const { slices, resourceVersion } = await list(connection)
-  events.onSlices(slices.values())
-  const changes = gather(clock, GATHER_MS, () => events.onSlices(slices.values()))
+  events.onSlices(slices.all())
+  const changes = gather(clock, GATHER_MS, () => events.onSlices(slices.all()))
   let version = resourceVersion
   while (!signal.aborted) {
     const from = encodeURIComponent(version)
@@ -161,7 +166,7 @@ async function follow(
           if (type === 'ERROR') throw new ApiError(object.code ?? 0, object.message ?? 'watch error')
           version = object.metadata.resourceVersion ?? version
           if (type === 'DELETED') slices.delete(object.metadata.name)
-          else if (type === 'ADDED' || type === 'MODIFIED') slices.set(object.metadata.name, object)
+          else if (type === 'ADDED' || type === 'MODIFIED') slices.put(object)
           else continue
           changes.add()
         }
@@ -176,17 +181,49 @@ async function follow(
   }
 }
 
+/** The slices of a Service by name, as many as are allowed. */
+class Slices {
+  readonly #byName = new Map<string, EndpointSlice>()
+  #endpoints = 0
+
+  all(): Iterable<EndpointSlice> {
+    return this.#byName.values()
+  }
+
+  /** Throws where this would be too much, and changes nothing then. */
+  put(slice: EndpointSlice): void {
+    const { name } = slice.metadata
+    const before = this.#byName.get(name)
+    const endpoints = this.#endpoints - countOf(before) + countOf(slice)
+    if (endpoints > MAX_ENDPOINTS) throw new Error(`the Service has more than ${MAX_ENDPOINTS} endpoints`)
+    if (!before && this.#byName.size >= MAX_ENDPOINTS)
+      throw new Error(`the Service has more than ${MAX_ENDPOINTS} EndpointSlices`)
+    this.#endpoints = endpoints
+    this.#byName.set(name, slice)
+  }
+
+  delete(name: string): void {
+    this.#endpoints -= countOf(this.#byName.get(name))
+    this.#byName.delete(name)
+  }
+}
+
+const countOf = (slice: EndpointSlice | undefined): number => slice?.endpoints?.length ?? 0
+
 /** Reads all pages. The resource version is that of the list, from which a watch may start. */
 async function list(connection: Connection) {
-  const slices = new Map<string, EndpointSlice>()
+  const slices = new Slices()
+  const room = { octets: MAX_LIST_MIB * 2 ** 20, what: `the list is longer than ${MAX_LIST_MIB} MiB` }
   let resourceVersion = ''
   let next = ''
+  let pages = 0
   do {
     const query = `&limit=${PAGE}${next && `&continue=${encodeURIComponent(next)}`}`
     await get(connection, query, SILENT_MS, async response => {
-      const page: EndpointSliceList | null = JSON.parse(await text(response, MAX_LIST_CHARACTERS))
+      if (++pages > MAX_PAGES) throw new Error(`the list has more than ${MAX_PAGES} pages`)
+      const page: EndpointSliceList | null = JSON.parse(await text(response, room))
       if (!page?.metadata?.resourceVersion) throw new Error('the answer is not a list')
-      for (const slice of page.items ?? []) slices.set(slice.metadata.name, slice)
+      for (const slice of page.items ?? []) slices.put(slice)
       resourceVersion = page.metadata.resourceVersion
       next = page.metadata.continue ?? ''
     })
@@ -242,23 +279,29 @@ function reason({ message, code }: NodeJS.ErrnoException): string {
 
 /** The message of the Status object that the API sends with an error. */
 async function statusMessage(response: IncomingMessage): Promise<string> {
-  const body = await text(response, MAX_LINE_CHARACTERS)
+  const room = { octets: MAX_STATUS_OCTETS, what: 'the reason for the error is too long' }
   try {
+    const body = await text(response, room)
     return JSON.parse(body).message ?? response.statusMessage
   } catch {
     return response.statusMessage ?? ''
   }
 }
 
-async function text(response: IncomingMessage, maxCharacters: number): Promise<string> {
-  const parts: string[] = []
-  let characters = 0
-  for await (const chunk of response.setEncoding('utf8')) {
+/** What several bodies together may have; `what` is the error of one that has more. */
+interface Room {
+  octets: number
+  readonly what: string
+}
+
+async function text(response: IncomingMessage, room: Room): Promise<string> {
+  const parts: Buffer[] = []
+  for await (const chunk of response as AsyncIterable<Buffer>) {
     parts.push(chunk)
-    characters += chunk.length
-    if (characters > maxCharacters) throw new Error(`the answer is longer than ${maxCharacters} characters`)
+    room.octets -= chunk.length
+    if (room.octets < 0) throw new Error(room.what)
   }
-  return parts.join('')
+  return Buffer.concat(parts).toString()
 }
 
 /** The lines of a stream. One that is cut off at the end is dropped: the next watch repeats its event. */
@@ -287,18 +330,22 @@ async function* lines(response: IncomingMessage): AsyncGenerator<string> {
  * `serving` the same as `ready`, `terminating` false. Of an endpoint's addresses the first is used, as the
  * API asks of consumers. While an endpoint moves between slices it is in both, and the better entry counts.
  */
-export function endpointsOf(slices: Iterable<EndpointSlice>): Endpoint[] {
+export function endpointsOf(
+  slices: Iterable<EndpointSlice>,
+  isEndpoint = (address: string) => endpointProblem(address) === undefined,
+): Endpoint[] {
   const found = new Map<string, Endpoint>()
   for (const { addressType, endpoints } of slices) {
     if (addressType === 'FQDN') continue
     for (const { addresses, conditions } of endpoints ?? []) {
+      const [address] = addresses
       // The API accepts texts that are not addresses, such as 010.0.0.1. One bad entry must not hide the
       // others.
-      if (!isIP(addresses[0] ?? '')) continue
+      if (address === undefined || !isEndpoint(address)) continue
       const ready = conditions?.ready ?? true
       const serving = conditions?.serving ?? ready
       const terminating = conditions?.terminating ?? false
-      const entry = { ...endpoint(addresses[0]!), ready, serving, terminating }
+      const entry = { ...endpoint(address), ready, serving, terminating }
       const known = found.get(entry.address)
       if (!known || rank(entry) > rank(known)) found.set(entry.address, entry)
     }

@@ -5,7 +5,7 @@ import type { ProbeResult } from '../client/probe.ts'
 import { gather, pause } from '../clock.ts'
 import { type CheckOptions, checkForever } from './checks.ts'
 import { choose } from './choose.ts'
-import type { Endpoint, Source } from './endpoint.ts'
+import type { Endpoint, Source, SourceNote } from './endpoint.ts'
 import { ALWAYS_UP, type Health, nextHealth, type State, UNCHECKED } from './health.ts'
 
 export interface EndpointStatus {
@@ -40,6 +40,7 @@ export interface PoolEvents {
   checked(address: string, ok: boolean, seconds: number): void
   /** `error` is undefined when the source has recovered. */
   source(error: Error | undefined): void
+  note(note: SourceNote): void
 }
 
 interface PoolOptions extends CheckOptions {
@@ -154,7 +155,7 @@ export function startPool(options: PoolOptions, events: PoolEvents): Pool {
   const runSource = async () => {
     while (!stop.signal.aborted) {
       try {
-        return await options.source({ publish, fail }, stop.signal, clock, random)
+        return await options.source({ publish, fail, note: events.note }, stop.signal, clock, random)
       } catch (error) {
         fail(error as Error)
         await pause(clock, SOURCE_RESTART_MS, stop.signal)

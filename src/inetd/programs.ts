@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url'
 import type { Clock } from '../clock.ts'
 import { compileCache } from '../compile-cache.ts'
 import { untilDeadline } from '../lifecycle.ts'
-import { programUrl } from '../program.ts'
+import { nodeArguments, programUrl } from '../program.ts'
 import { type Say, sparingly } from '../say.ts'
 import { close, setBlocking } from '../sys/libc.ts'
 import type { Spawner } from '../sys/spawn.ts'
@@ -247,7 +247,7 @@ const byShim =
   (orders: ExecOrders | MuxOrders, stdio: Socket | number): Launch =>
   (onExit, onError, onFailure) => {
     const options = onDescriptors(stdio)
-    const child = spawn(process.execPath, [shim], {
+    const child = spawn(process.execPath, [...nodeArguments, shim], {
       ...options,
       stdio: [...options.stdio, 'pipe'],
       env: { ...compileCache(), ...process.env, [ORDERS]: JSON.stringify(orders) },

@@ -47,6 +47,22 @@ export type FarmEvent =
   | { readonly type: 'failed-open'; readonly service: string; readonly failedOpen: boolean }
   /** A source began to fail, or (without `error`) recovered. */
   | { readonly type: 'source'; readonly service: string; readonly source: string; readonly error?: string }
+  /** One address family of a DNS source began to fail, or (without `error`) recovered. */
+  | {
+      readonly type: 'source-family'
+      readonly service: string
+      readonly source: string
+      readonly family: 'A' | 'AAAA'
+      readonly error?: string
+    }
+  /** What an operator should know about a source that goes on working. */
+  | {
+      readonly type: 'source-warning'
+      readonly service: string
+      readonly source: string
+      readonly message: string
+      readonly details: object
+    }
   /** One round of checks of one endpoint. */
   | { readonly type: 'check'; readonly service: string; readonly ok: boolean; readonly seconds: number }
   | { readonly type: 'tallies'; readonly tallies: Tallies }
@@ -64,6 +80,8 @@ export interface FarmState {
   readonly services: ReadonlyMap<string, ServiceView>
   /** The services whose source fails, with the reason. */
   readonly failingSources: ReadonlyMap<string, string>
+  /** By service and family: the last event of each. */
+  readonly sourceFamilies: ReadonlyMap<string, Extract<FarmEvent, { type: 'source-family' }>>
   /** By address: the last event of each replica process. */
   readonly replicas: ReadonlyMap<string, Extract<FarmEvent, { type: 'replica' }>>
   readonly tallies: Tallies
@@ -96,6 +114,7 @@ const forgotten: ReadonlySet<FarmEvent['type']> = new Set(['snapshot', 'check', 
 const initialState: FarmState = {
   services: new Map(),
   failingSources: new Map(),
+  sourceFamilies: new Map(),
   replicas: new Map(),
   tallies: { answers: 0, firsts: [] },
 }
@@ -112,6 +131,10 @@ function nextState(state: FarmState, event: FarmEvent): FarmState {
       if (event.error === undefined) failingSources.delete(event.service)
       else failingSources.set(event.service, event.error)
       return { ...state, failingSources }
+    }
+    case 'source-family': {
+      const key = `${event.service} ${event.family}`
+      return { ...state, sourceFamilies: new Map(state.sourceFamilies).set(key, event) }
     }
     case 'replica':
       return { ...state, replicas: new Map(state.replicas).set(event.address, event) }

@@ -71,6 +71,17 @@ export const logSubscriber =
         const message = 'source failed: the last good answer stays in use'
         return log.warn({ service, source, reason: error }, message)
       }
+      case 'source-family': {
+        const { service, source, family, error } = event
+        if (error === undefined)
+          return log.info({ service, source, family }, `source recovered for ${family}`)
+        const message = `source failed for ${family}: the last good answer for ${family} stays in use`
+        return log.warn({ service, source, family, reason: error }, message)
+      }
+      case 'source-warning': {
+        const { service, source, message, details } = event
+        return log.warn({ service, source, ...details }, message)
+      }
       case 'replica': {
         const { address, ended, startAgain } = event
         if (ended !== undefined) log.warn({ by: ended, startAgain }, `replica ${address} ended`)

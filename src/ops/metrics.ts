@@ -177,6 +177,12 @@ export const metrics = {
     labels: ['service'],
     help: '0 while the source fails and its last good answer stays in use.',
   },
+  roundelay_source_family_up: {
+    role: 'dns',
+    type: 'gauge',
+    labels: ['service', 'family'],
+    help: '0 while a DNS source receives no answer for this family (A, AAAA); the other is independent of it.',
+  },
   roundelay_source_failures_total: {
     role: 'dns',
     type: 'counter',

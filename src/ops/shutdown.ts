@@ -1,5 +1,5 @@
 /**
- * How a server process ends on SIGTERM and SIGINT: it reports "not ready" while it still serves (drain), then
+ * How a server process ends on SIGTERM, SIGINT, SIGHUP and SIGQUIT: it reports "not ready" while it still serves (drain), then
  * it closes what is open under a deadline (grace). terminus stands behind this file only; ARCHITECTURE,
  * "Operations", lists its traps.
  */
@@ -20,14 +20,14 @@ export interface ShutdownOptions {
   readonly exit: (code: number) => void
 }
 
-/** A person at a terminal does not wait for caches to forget this server, nor for idle clients. */
+/** A person at a terminal, and a terminal that closes, do not wait for caches to forget this server, nor for idle clients. */
 const INTERRUPT_GRACE_MS = 500
 /** How long `close` may take after its deadline to cut off what is still open. */
 const CUT_MS = 500
 /** npm and the terminal both pass Ctrl-C on: two signals of one kind within this time count as one. */
 const SAME_SIGNAL_MS = 300
-const signalNumbers = { SIGINT: 2, SIGTERM: 15 } as const
-type EndSignal = keyof typeof signalNumbers
+const signalNumbers = { SIGHUP: 1, SIGINT: 2, SIGQUIT: 3, SIGTERM: 15 } as const
+export type EndSignal = keyof typeof signalNumbers
 
 /** The steps of a shutdown, without the process and terminus, so that tests can use virtual time. */
 export class Shutdown {
@@ -87,22 +87,27 @@ export class Shutdown {
   }
 
   get #interrupted(): boolean {
-    return this.#signal === 'SIGINT'
+    return this.#signal !== 'SIGTERM'
   }
 }
 
-/** From now on SIGTERM and SIGINT run `shutdown`. `server` must be listening; it closes after the drain. */
+/** SIGHUP has another meaning in inetd. */
+export const endSignalsOfInetd = ['SIGTERM', 'SIGINT', 'SIGQUIT'] as const
+const endSignals: readonly EndSignal[] = ['SIGHUP', ...endSignalsOfInetd]
+
+/** From now on these signals run `shutdown`. `server` must be listening; it closes after the drain. */
 export function endOnSignals(
   server: Server,
   shutdown: Shutdown,
   log: Pick<Logger, 'info' | 'error'>,
   takeSignals: () => void,
+  signals = endSignals,
 ): void {
   takeSignals()
   // Before terminus adds its own handlers: `drain` must know the signal.
-  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => shutdown.receive(signal))
+  for (const signal of signals) process.on(signal, () => shutdown.receive(signal))
   terminus.createTerminus(server, {
-    signals: ['SIGTERM', 'SIGINT'],
+    signals: [...signals],
     useExit0: true,
     timeout: 100,
     beforeShutdown: () => shutdown.drain(),

@@ -4,7 +4,7 @@ import type { Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import type { Clock } from '../clock.ts'
 import { compileCache } from '../compile-cache.ts'
-import { programUrl } from '../program.ts'
+import { nodeArguments, programUrl } from '../program.ts'
 import { type ChildOrders, CONTROL } from './orders.ts'
 
 /** Much longer than a start takes, even on a busy machine. */
@@ -36,7 +36,7 @@ export function startChild(
 ): Child | undefined {
   let child: ChildProcess
   try {
-    child = spawn(process.execPath, [program, JSON.stringify(orders)], {
+    child = spawn(process.execPath, [...nodeArguments, program, JSON.stringify(orders)], {
       stdio: [connection, 'ignore', 'inherit', 'pipe', ...listeners],
       // Ctrl-C at a terminal is for the parent, which lets clients finish.
       detached: true,

@@ -176,6 +176,7 @@ test('the forms of a check are accepted, all else is refused with what was expec
 
 const SYNTAX = 'static:ADDR[*WEIGHT],…, dns:NAME[@SERVER][/INTERVAL] or kubernetes:[NAMESPACE/]SERVICE'
 const STATIC = 'static:ADDR[*WEIGHT],… with IP addresses and weights from 1 to 100, not '
+const NO_ENDPOINT = 'static:ADDR[*WEIGHT],… with addresses of endpoints: '
 const NAME_RULE = 'a domain name of letters, digits, "-" and "_", labels up to 63, in all up to 255 octets'
 const SERVER = 'ADDRESS[:PORT] with an IP address, such as 127.0.0.1:5300 or [::1]:5300'
 const long = `${'a'.repeat(63)}.`
@@ -194,6 +195,10 @@ test('a source that is not one is refused with what was expected', () => {
     ['static:10.0.0', `${STATIC}"10.0.0"`],
     ['static:10.0.0.1:7', `${STATIC}"10.0.0.1:7"`],
     ['static:echo.test', `${STATIC}"echo.test"`],
+    ['static:10.0.0.1,0.0.0.0*2', `${NO_ENDPOINT}"0.0.0.0" is an unspecified address`],
+    ['static:ff02::1', `${NO_ENDPOINT}"ff02::1" is a multicast address`],
+    ['static:fe80::1', `${NO_ENDPOINT}"fe80::1" is a link-local address, which needs an interface`],
+    ['static:255.255.255.255', `${NO_ENDPOINT}"255.255.255.255" is the broadcast address`],
     ['static:fe80::1%lo', `${STATIC}"fe80::1%lo"`],
     ...['0', '101', '-1', '1.5', '', 'x', '1*1', '1e1'].map(
       weight => [`static:10.0.0.1*${weight}`, `${STATIC}"10.0.0.1*${weight}"`] as const,

@@ -32,3 +32,8 @@ test('an address that is not a wildcard stands for itself, also a loopback one',
   for (const address of ['127.0.0.1', '::1', '192.0.2.7'])
     assert.deepEqual(reachableAddresses(address, interfaces), [address])
 })
+
+test('a listener at an address that no client can use has no glue', () => {
+  for (const address of ['fe80::1%eth0', 'fe80::1', 'ff02::1', '224.0.0.1', '255.255.255.255'])
+    assert.deepEqual(reachableAddresses(address, interfaces), [])
+})

@@ -8,7 +8,7 @@ import { createServer as createSecureServer, type ServerOptions } from 'node:htt
 import { isIPv6, type Socket } from 'node:net'
 import type { TestContext } from 'node:test'
 import type { TLSSocket } from 'node:tls'
-import type { Endpoint, Sink, Source } from '../../src/endpoints/endpoint.ts'
+import type { Endpoint, Sink, Source, SourceNote } from '../../src/endpoints/endpoint.ts'
 import type { EndpointSlice } from '../../src/endpoints/kubernetes.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 
@@ -232,6 +232,7 @@ export function follow<C extends VirtualClock = SourceClock>(
 ) {
   const stop = new AbortController()
   const reported: (string[] | string)[] = []
+  const notes: SourceNote[] = []
   const news = new EventEmitter()
   const add = (report: string[] | string) => {
     reported.push(report)
@@ -241,6 +242,7 @@ export function follow<C extends VirtualClock = SourceClock>(
   const sink: Sink = {
     publish: endpoints => add(endpoints.map(e => `${e.address} ${letters(e)}`.trim())),
     fail: error => add(error.message),
+    note: note => notes.push(note),
   }
   const running = source(sink, stop.signal, clock, random)
   running.finally(() => news.emit('report'))
@@ -252,7 +254,7 @@ export function follow<C extends VirtualClock = SourceClock>(
     while (!fits()) await once(news, 'report')
   }
   return {
-    ...{ clock, reported, running, stop, until },
+    ...{ clock, reported, notes, running, stop, until },
     failures: () => reported.filter(report => typeof report === 'string'),
     /** Until a watch that has just been seen is not a short one. */
     longWatch: () => clock.advance(1000),

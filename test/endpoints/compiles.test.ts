@@ -44,7 +44,7 @@ test('of two services with 1,000 endpoints only the one that changed is compiled
         source: async ({ publish }) => publish(addresses.map(address => endpoint(address))),
         ...{ fail: 'open', watchLoad: false, clock, random: () => 0, probe },
       },
-      { snapshot: snapshot => authority.update(snapshot), state() {}, checked() {}, source() {} },
+      { snapshot: snapshot => authority.update(snapshot), state() {}, checked() {}, source() {}, note() {} },
     )
     t.after(() => pool.close())
   }

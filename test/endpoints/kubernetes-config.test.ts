@@ -257,7 +257,7 @@ cat answer$(wc -l < runs | tr -d ' ')`,
 test('an exec plugin that fails is reported, and one that hangs does not delay the end', async t => {
   const server = 'http://127.0.0.1:1'
   const cases: readonly (readonly [string, RegExp])[] = [
-    [plugin(t, 'echo no session >&2; exit 3'), /failed: Command failed: .*\n?no session$/],
+    [plugin(t, 'echo no session >&2; exit 3'), /failed with exit code 3: no session$/],
     [plugin(t, 'echo hello'), /did not print an ExecCredential$/],
     ['/nowhere/plugin', /failed: spawn \/nowhere\/plugin ENOENT$/],
   ]
@@ -276,14 +276,7 @@ test('an exec plugin that fails is reported, and one that hangs does not delay t
   stop.abort()
   await running
   assert.deepEqual(reported, [])
-  const alive = () => {
-    try {
-      return process.kill(pid, 0)
-    } catch {
-      return false
-    }
-  }
-  while (alive()) await new Promise(setImmediate)
+  await gone(pid)
 })
 
 test('a token of an exec plugin is renewed when it has expired', async t => {
@@ -310,6 +303,55 @@ test('an exec plugin that does not end within 30 s is ended', async t => {
   assert.equal(clock.waiting, 1)
   await clock.advance(1)
   await refused
+})
+
+/** Until no process has this id. */
+async function gone(pid: number): Promise<void> {
+  const alive = () => {
+    try {
+      return process.kill(pid, 0)
+    } catch {
+      return false
+    }
+  }
+  while (alive()) await new Promise(setImmediate)
+}
+
+test('what an exec plugin has started is killed with it, at its limit and at the end of the source', async t => {
+  for (const ends of ['limit', 'abort']) {
+    const mark = join(folder(t, {}), 'started')
+    const script = plugin(t, `sleep 600 & echo $! > ${mark}; wait`)
+    const path = kubeconfig(t, { server: 'http://127.0.0.1:1' }, exec(script))
+    const clock = new VirtualClock()
+    const stop = new AbortController()
+    const refused = assert.rejects(fromKubeconfig(path, stop.signal, clock))
+    while (!existsSync(mark) || !readFileSync(mark, 'utf8').endsWith('\n')) await new Promise(setImmediate)
+    if (ends === 'limit') await clock.advance(30_000)
+    else stop.abort()
+    await refused
+    await gone(Number(readFileSync(mark, 'utf8')))
+    assert.equal(clock.waiting, 0)
+  }
+})
+
+test('a plugin that has ended, but whose child keeps its output open, is over at the limit', async t => {
+  const mark = join(folder(t, {}), 'started')
+  const path = kubeconfig(
+    t,
+    { server: 'http://127.0.0.1:1' },
+    exec(plugin(t, `sleep 600 & echo $! > ${mark}`)),
+  )
+  const clock = new VirtualClock()
+  const refused = assert.rejects(load(path, clock), /did not end within 30000 ms$/)
+  while (!existsSync(mark) || !readFileSync(mark, 'utf8').endsWith('\n')) await new Promise(setImmediate)
+  await clock.advance(30_000)
+  await refused
+  await gone(Number(readFileSync(mark, 'utf8')))
+})
+
+test('an exec plugin that writes without end is killed', async t => {
+  const path = kubeconfig(t, { server: 'http://127.0.0.1:1' }, exec(plugin(t, 'exec yes')))
+  await assert.rejects(load(path), new Error(`the exec plugin of ${path} wrote more than 1048576 octets`))
 })
 
 test('a kubeconfig in which something is missing is refused with what is missing', async t => {

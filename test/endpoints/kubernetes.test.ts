@@ -22,7 +22,7 @@ type Api = Awaited<ReturnType<typeof startApi>>
 /** The source's own: events within it are computed together. */
 const GATHER_MS = 10
 /** The waits after failures, each shortened by a quarter. */
-const BACKOFFS_MS = [375, 750, 1500, 3000, 6000, 12_000, 22_500, 22_500]
+const BACKOFFS_MS = [375, 750, 1500, 3000, 3750, 3750, 3750, 3750]
 const SELECTOR = '?labelSelector=kubernetes.io%2Fservice-name%3Decho'
 const PATH = `/apis/discovery.k8s.io/v1/namespaces/farm/endpointslices${SELECTOR}`
 
@@ -75,7 +75,7 @@ test('a source requests nothing but the list and the watch of its own slices', a
     ['kubernetes:other-1/echo', 'other-1'],
   ]) {
     api.asked.length = 0
-    const { stop, running } = follow(t, parseSource(text!))
+    const { stop, running } = follow(t, parseSource(text!)({ hold: 2 }))
     await api.until(() => api.watched().length === 1)
     stop.abort()
     await running
@@ -596,6 +596,75 @@ test('5,000 endpoints in 50 slices are listed in pages', async t => {
   assert.deepEqual(failures(), [])
 })
 
+test('an address that cannot be an endpoint is dropped with one warning, and does not hide the others', async t => {
+  const api = await startApi(t)
+  api.put(slice('a', ['10.0.0.1', '0.0.0.0', '255.255.255.255']), slice('b', ['fe80::1%eth0'], 'IPv6'))
+  const { has, notes, failures } = followed(t, api)
+  await has('10.0.0.1 rs')
+  await api.until(() => api.watches.size === 1)
+  api.put(slice('a', ['10.0.0.2', '0.0.0.0']))
+  await has('10.0.0.2 rs')
+  assert.deepEqual(failures(), [])
+  assert.deepEqual(
+    notes.map(note => note.type === 'source-warning' && note.details),
+    ['0.0.0.0', '255.255.255.255', 'fe80::1%eth0'].map(address => ({ address })),
+  )
+})
+
+test('a list without end, of too many octets or of too many endpoints is reported; the last endpoints stay', async t => {
+  const api = await startApi(t)
+  api.put(slice('a', ['10.0.0.1']))
+  const metadata = { resourceVersion: '100', continue: 'more' }
+  const page = (items: readonly object[]) => JSON.stringify({ metadata, items })
+  const many = Array.from({ length: 4001 }, (_, i) => `10.1.${i >> 8}.${i & 255}`)
+  let n = 0
+  const padding = Buffer.alloc(9 * 2 ** 20, ' ')
+  const lists: readonly (readonly [(response: ServerResponse) => unknown, string])[] = [
+    [response => response.end(page([])), 'the list has more than 1000 pages'],
+    [
+      response => {
+        response.write(page([]))
+        response.end(padding)
+      },
+      'the list is longer than 64 MiB',
+    ],
+    [response => response.end(page([slice(`s${n++}`, many)])), 'the Service has more than 20000 endpoints'],
+  ]
+  const { host } = new URL(api.url)
+  const { until, has, failures, reported } = followed(t, api)
+  await has('10.0.0.1 rs')
+  for (const [answer, message] of lists) {
+    await api.until(() => api.watches.size === 1)
+    reported.length = 0
+    api.answer = ({ kind }, response) => kind === 'list' && done(answer(response))
+    api.cut()
+    await until(() => failures().length === 2)
+    assert.deepEqual(reported, [
+      `the Kubernetes API at ${host}: the connection was cut`,
+      `the Kubernetes API at ${host}: ${message}`,
+    ])
+    api.answer = () => false
+    await has('10.0.0.1 rs')
+  }
+})
+
+test('a watch that adds too many endpoints is reported, and nothing of the excess is published', async t => {
+  const api = await startApi(t)
+  const addresses = (n: number, count: number) =>
+    Array.from({ length: count }, (_, i) => `10.${n}.${i >> 8}.${i & 255}`)
+  for (let n = 0; n < 4; n++) api.put(slice(`s${n}`, addresses(n, 5000)))
+  const { until, failures, reported } = followed(t, api)
+  await until(() => reported.length > 0)
+  await api.until(() => api.watches.size === 1)
+  // A change that stays within the limit is not affected.
+  api.put(slice('s0', addresses(9, 5000)))
+  await until(() => reported.at(-1)?.includes('10.9.0.0 rs') ?? false)
+  api.put(slice('s4', ['10.8.0.1']))
+  await until(() => failures().length > 0)
+  assert.match(failures()[0]!.toString(), /: the Service has more than 20000 endpoints$/)
+  assert.ok(reported.every(report => typeof report === 'string' || report.length === 20_000))
+})
+
 test('abort ends a source at once, whatever it waits for, and leaves no connection', async t => {
   const api = await startApi(t)
   const quiet: readonly (readonly [
@@ -629,8 +698,8 @@ test('a process whose source was aborted ends by itself', async t => {
     import { systemClock } from '${new URL('../../src/clock.ts', import.meta.url)}'
     import { parseSource } from '${new URL('../../src/commands/values.ts', import.meta.url)}'
     const stop = new AbortController()
-    const source = parseSource('kubernetes:echo')
-    const sink = { publish: () => setImmediate(() => stop.abort()), fail: console.error }
+    const source = parseSource('kubernetes:echo')({ hold: 2 })
+    const sink = { publish: () => setImmediate(() => stop.abort()), fail: console.error, note: console.error }
     await source(sink, stop.signal, systemClock, Math.random)
   `
   const child = spawn(process.execPath, ['--input-type=module', '-e', script], {

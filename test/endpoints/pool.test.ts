@@ -32,6 +32,7 @@ function pooled(t: TestContext, options: Options = {}) {
     state: (address, from, to) => void states.push(`${address} ${from}>${to}`),
     checked: () => void results++,
     source: error => void sources.push(error?.message),
+    note: () => assert.fail('no note was expected'),
   }
   const source: Source = async (given, signal) => {
     sink = given

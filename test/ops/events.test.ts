@@ -147,7 +147,16 @@ test('the log has a line for what an operator must know, as a warning where it i
   state('up', 'absent')
   const replica = { type: 'replica', address: '127.0.1.1', pid: 1, startAgain: 'echo' } as const
   const ended: FarmEvent = { ...replica, ended: 'SIGKILL' }
-  for (const event of [snapshot(true), snapshot(true), check, failed, recovered, replica, ended])
+  const family = { type: 'source-family', service, source: 'dns:a', family: 'AAAA' } as const
+  const warning = {
+    type: 'source-warning',
+    service,
+    source: 'dns:a',
+    message: 'a warning',
+    details: {},
+  } as const
+  const notes: FarmEvent[] = [{ ...family, error: 'no answer' }, family, warning]
+  for (const event of [snapshot(true), snapshot(true), check, failed, recovered, ...notes, replica, ended])
     hub.publish(event)
   assert.deepEqual(lines, [
     'debug endpoint ::1 is checking',
@@ -159,6 +168,9 @@ test('the log has a line for what an operator must know, as a warning where it i
     'info service ready: the first round of checks is over',
     'warn source failed: the last good answer stays in use',
     'info source recovered',
+    'warn source failed for AAAA: the last good answer for AAAA stays in use',
+    'info source recovered for AAAA',
+    'warn a warning',
     'warn replica 127.0.1.1 ended',
   ])
 })

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import { get as httpGetRaw } from 'node:http'
 import { type TestContext, test } from 'node:test'
-import { answer, type Site, serveHttp } from '../../src/ops/http.ts'
+import { answer, isLocalHost, type Site, serveHttp } from '../../src/ops/http.ts'
 import { metrics } from '../../src/ops/metrics.ts'
 import { portOf, run, start } from '../support/process.ts'
 import { echoes, get, openConnection, replica, status } from './replica.ts'
@@ -73,6 +74,52 @@ test('a document that throws is 500 and an error in the log, and the server goes
   assert.equal((await get(server, '/broken')).statusCode, 500)
   assert.equal(server.errors.length, 1)
   assert.equal((await get(server, '/livez')).statusCode, 200)
+})
+
+test('a browser neither guesses the type of a reply nor shows it in a frame', async t => {
+  const server = await serve(t)
+  for (const path of ['/livez', '/metrics', '/state', '/nothing']) {
+    const { headers } = await fetch(`http://127.0.0.1:${server.adminPort}${path}`)
+    assert.equal(headers.get('x-content-type-options'), 'nosniff')
+    assert.equal(headers.get('content-security-policy'), "default-src 'none'; frame-ancestors 'none'")
+  }
+})
+
+test('a request target in absolute form is served as its path', async () => {
+  const ask = async (url: string) => (await answer('GET', url, site())).status
+  for (const url of ['http://a.test/livez', 'HTTP://127.0.0.1:8080/livez?b', 'https://[::1]/state'])
+    assert.equal(await ask(url), 200, url)
+  for (const url of ['http://a.test', 'http://a.test/livezz', 'ftp://a.test/livez'])
+    assert.equal(await ask(url), 404, url)
+})
+
+test('a name other than localhost is not local, whether it is in Host or in the request target', () => {
+  const local = [
+    'localhost',
+    'LOCALHOST:8080',
+    '127.0.0.1',
+    '127.0.0.1:8080',
+    '[::1]',
+    '[::1]:8080',
+    undefined,
+  ]
+  for (const host of local) assert.ok(isLocalHost(host, '/livez'), String(host))
+  for (const host of ['evil.test', 'localhost.evil.test:8080', '127.0.0.1.evil.test', '', '[evil]'])
+    assert.ok(!isLocalHost(host, '/livez'), host)
+  assert.ok(!isLocalHost('127.0.0.1', 'http://evil.test/livez'))
+  assert.ok(isLocalHost('evil.test', 'http://127.0.0.1:1/livez'))
+})
+
+test('an admin port on loopback refuses a Host that is another name', async t => {
+  const server = await serve(t)
+  const ask = (host: string) =>
+    new Promise<number | undefined>((resolve, reject) => {
+      const to = { host: '127.0.0.1', port: server.adminPort, path: '/livez', headers: { host } }
+      httpGetRaw(to, response => resolve(response.resume().statusCode)).on('error', reject)
+    })
+  assert.equal(await ask('evil.test'), 403)
+  assert.equal(await ask('localhost'), 200)
+  assert.equal(await ask('10.0.0.1:8080'), 200)
 })
 
 type Samples = Map<string, number>

@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
+import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { Shutdown, type ShutdownOptions } from '../../src/ops/shutdown.ts'
+import { start } from '../support/process.ts'
 import { VirtualClock } from '../support/virtual-clock.ts'
 import { echoes, get, openConnection, replica, roundTrip, status } from './replica.ts'
 
@@ -43,6 +45,8 @@ function watch(promise: Promise<unknown>): { settled: boolean } {
 for (const { signal, drainMs, graceMs } of [
   { signal: 'SIGTERM', drainMs: 60_000, graceMs: 60_000 },
   { signal: 'SIGINT', drainMs: 0, graceMs: 500 },
+  { signal: 'SIGHUP', drainMs: 0, graceMs: 500 },
+  { signal: 'SIGQUIT', drainMs: 0, graceMs: 500 },
 ] as const)
   test(`after ${signal}, a drain and a grace of a minute each are ${drainMs} and ${graceMs} ms`, async () => {
     let deadline: AbortSignal | undefined
@@ -229,3 +233,41 @@ test('a tied replica ends at once with the standard input, an untied one does no
   assert.deepEqual(await tied.ended, { code: 0, signal: null })
   assert.deepEqual(await status(untied, '/livez'), [200, { status: 'ok' }])
 })
+
+for (const signal of ['SIGHUP', 'SIGQUIT'] as const)
+  test(`${signal} ends a replica as SIGINT does, with exit code 0`, options, async t => {
+    const server = await replica(t, ['--drain', '1m', '--grace', '1m'])
+    await openConnection(t, server)
+    server.process.kill(signal)
+    assert.deepEqual(await server.ended, { code: 0, signal: null })
+    assert.equal((await server.line('closing')).graceMs, 500)
+  })
+
+test('SIGUSR1 and SIGUSR2 neither open the inspector of a replica nor end it', options, async t => {
+  const server = await replica(t)
+  server.process.kill('SIGUSR1')
+  server.process.kill('SIGUSR2')
+  assert.ok(await echoes(server, 'udp'))
+  server.process.kill('SIGTERM')
+  await server.line('draining')
+  server.process.kill('SIGUSR1')
+  server.process.kill('SIGINT')
+  await server.ended
+  assert.equal(server.stderr(), '')
+})
+
+for (const [signal, code] of [
+  ['SIGHUP', 129],
+  ['SIGQUIT', 131],
+] as const)
+  test(`${signal} ends a command that does not handle it with exit code ${code}`, options, async t => {
+    const silent = createSocket('udp4').bind(0, '127.0.0.1')
+    t.after(() => void silent.close())
+    await once(silent, 'listening')
+    const asked = once(silent, 'message')
+    const port = String(silent.address().port)
+    const command = start(t, ['send', '--timeout', '50s', '--port', port, '127.0.0.1', 'hello'])
+    await asked
+    command.process.kill(signal)
+    assert.deepEqual(await command.ended, { code, signal: null })
+  })

@@ -8,7 +8,8 @@ import { Worker } from 'node:worker_threads'
 import { compileCacheFolder } from '../../src/compile-cache.ts'
 
 // Children inherit it: without it, each compiles the TypeScript that the others have compiled.
-process.env.NODE_COMPILE_CACHE ??= compileCacheFolder()
+const cacheFolder = compileCacheFolder()
+if (cacheFolder !== undefined) process.env.NODE_COMPILE_CACHE ??= cacheFolder
 
 export const cli = fileURLToPath(new URL('../../src/cli.ts', import.meta.url))
 
