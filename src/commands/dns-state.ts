@@ -17,6 +17,7 @@ export function state(authority: Authority, options: StateOptions, { failingSour
   return {
     zone: options.zone,
     serial: authority.serial,
+    changes: authority.changes,
     policy: options.policy,
     ttlSeconds: options.ttl,
     services: authority.snapshots.map(({ service, ready, failedOpen, endpoints }) => ({

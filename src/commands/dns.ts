@@ -59,6 +59,11 @@ export async function startDns(
         metrics.inc('roundelay_dns_failed_total')
         log.error({ err: error }, 'internal error: a query was left without a reply')
       },
+      tooMany: (service, records) =>
+        log.warn(
+          { service, records },
+          'an answer has more than 100 records, which BIND refuses: limit it with --answers',
+        ),
     },
   )
   hub.tallyWith(() => ({ answers: answered(authority), firsts: authority.firsts() }))
@@ -121,7 +126,10 @@ const publisher = (service: string, source: string, authority: Authority, hub: E
   checked: (_address, ok, seconds) => hub.publish({ type: 'check', service, ok, seconds }),
   notChecked: (address, detail) => hub.publish({ type: 'not-checked', service, address, error: detail }),
   note: note => hub.publish({ ...note, service, source }),
-  source: error => hub.publish({ type: 'source', service, source, ...(error && { error: error.message }) }),
+  source(error) {
+    authority.sourceFailed(service, error !== undefined)
+    hub.publish({ type: 'source', service, source, ...(error && { error: error.message }) })
+  },
 })
 
 /** How many queries got a reply. */

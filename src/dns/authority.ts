@@ -20,8 +20,6 @@ import {
 interface AuthorityOptions extends ZoneOptions {
   /** Names in full, as in `echo.roundelay.test`. */
   readonly services: readonly string[]
-  /** How many records of a rotating RRset an answer has at most. */
-  readonly maxAnswers: number
   readonly clock: Clock
   readonly random: Random
 }
@@ -31,6 +29,8 @@ export interface AuthorityEvents {
   failed(error: Error): void
   /** The records of this service were encoded again. */
   compiled?(service: string): void
+  /** An answer of this service has more than 100 records. Called once for each service. */
+  tooMany?(service: string, records: number): void
 }
 
 /** How often an address was the first in an answer for this name and type. */
@@ -60,9 +60,13 @@ interface Service {
   hosts: Block
   /** Where the counts of each endpoint begin. */
   readonly places: Map<string, number>
+  sourceFailed: boolean
+  saidTooMany: boolean
 }
 
 const FIRST_CAPACITY = 256
+/** BIND refuses RRsets with more records (max-records-per-type). */
+const MANY_RECORDS = 100
 
 /**
  * Returns the reply to one message, or undefined if none is due. The next call overwrites the reply. It must
@@ -81,6 +85,7 @@ export class Authority {
   readonly #free: number[] = []
   #usedFirsts = 0
   #serial: number
+  #changes = 0
   #zone: Zone
 
   constructor(options: AuthorityOptions, events: AuthorityEvents) {
@@ -91,7 +96,9 @@ export class Authority {
       const snapshot = { service, ready: false, failedOpen: false, endpoints: [] }
       const places = new Map<string, number>()
       const hosts = this.#compileHosts(snapshot)
-      this.#services.set(service, { snapshot, places, hosts, answers: this.#compile(snapshot, places) })
+      const answers = this.#compile(snapshot, places, false)
+      const said = { sourceFailed: false, saidTooMany: false }
+      this.#services.set(service, { snapshot, places, hosts, answers, ...said })
     }
     this.#zone = this.#assemble()
     const cursors = new Int32Array(CURSORS_PER_SERVICE * options.services.length)
@@ -104,6 +111,11 @@ export class Authority {
 
   get serial(): number {
     return this.#serial
+  }
+
+  /** How often the membership of a service changed since the start. The serial cannot tell. */
+  get changes(): number {
+    return this.#changes
   }
 
   /** In the order of the options. */
@@ -119,12 +131,31 @@ export class Authority {
     service.snapshot = snapshot
     const sameMembers = sameMembership(before, snapshot)
     if (sameMembers && !(this.#options.policy.readsLoad && loadsDiffer(before, snapshot))) return
-    if (!sameMembers) this.#serial = nextSerial(this.#serial, this.#options.clock.wallSeconds())
+    if (!sameMembers) {
+      this.#serial = nextSerial(this.#serial, this.#options.clock.wallSeconds())
+      this.#changes++
+    }
     if (before.ready !== snapshot.ready || !sameEach(before, snapshot, sameAddress)) {
       this.#givePlaces(service)
       service.hosts = this.#compileHosts(snapshot)
     }
-    service.answers = this.#compile(snapshot, service.places)
+    this.#renew(service)
+    const records = Math.min(snapshot.endpoints.length, this.#options.maxAnswers)
+    if (records <= MANY_RECORDS || service.saidTooMany) return
+    service.saidTooMany = true
+    this.#events.tooMany?.(snapshot.service, records)
+  }
+
+  /** Whether the source of this service fails, so that its answers are the last known ones. */
+  sourceFailed(name: string, failed: boolean): void {
+    const service = this.#services.get(name)
+    if (!service || service.sourceFailed === failed) return
+    service.sourceFailed = failed
+    this.#renew(service)
+  }
+
+  #renew(service: Service): void {
+    service.answers = this.#compile(service.snapshot, service.places, service.sourceFailed)
     this.#zone = this.#assemble()
     for (const context of Object.values(this.#contexts)) useZone(context, this.#zone, this.#firsts)
   }
@@ -168,11 +199,11 @@ export class Authority {
     }))
   }
 
-  #compile(snapshot: Snapshot, places: ReadonlyMap<string, number>): Block {
+  #compile(snapshot: Snapshot, places: ReadonlyMap<string, number>, sourceFailed: boolean): Block {
     const { services, policy } = this.#options
     const firstCursor = CURSORS_PER_SERVICE * services.indexOf(snapshot.service)
     const firstCount = (address: string) => places.get(address) ?? 0
-    const part = servicePart(this.#options, snapshot, { firstCursor, firstCount })
+    const part = servicePart(this.#options, snapshot, { firstCursor, firstCount }, sourceFailed)
     this.#events.compiled?.(snapshot.service)
     return compilePart(part, policy)
   }

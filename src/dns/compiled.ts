@@ -74,6 +74,11 @@ export const RRSET = {
 /** Flags of a name. */
 export const HAS_RECORDS = 1
 export const PENDING = 2
+/** Flags of an RRset's entry: what an extended DNS error says about the answer. */
+export const FAILED_OPEN = 4
+export const SOURCE_FAILED = 8
+
+const REMARKS = { 'failed open': FAILED_OPEN, 'source failed': SOURCE_FAILED } as const
 
 /** The type under which a name itself is entered: it has no records. */
 const NO_TYPE = 0
@@ -280,7 +285,8 @@ class Compiler {
     this.#encoded.set(rrset.records, at)
     this.#setName(name)
     const { cursor = -1, count = 0 } = rotation ?? {}
-    this.#addEntry(question(type, rrset.class), 0, cursor, count, at)
+    const remark = rrset.remark === undefined ? 0 : REMARKS[rrset.remark]
+    this.#addEntry(question(type, rrset.class), remark, cursor, count, at)
     this.#addNameOnce(name, rrset.class, HAS_RECORDS)
   }
 

@@ -6,6 +6,7 @@ import type { Transport } from '../address.ts'
 import { NO_REPLY } from '../protocols.ts'
 import {
   ENTRY,
+  FAILED_OPEN,
   findEntry,
   HAS_RECORDS,
   nameQuestion,
@@ -13,9 +14,11 @@ import {
   question,
   RRSET,
   SOA_POINTERS,
+  SOURCE_FAILED,
   storedRecords,
   type Zone,
 } from './compiled.ts'
+import { EDE, NO_EDE } from './ede.ts'
 import { hashName } from './name.ts'
 import { parseQuery, Query } from './query.ts'
 import { type Lots, policies, turnWindows } from './rotation.ts'
@@ -77,6 +80,8 @@ class Draft {
   /** How many windows the order of the answer has. */
   windows = 0
   nsidOctets = 0
+  /** The extended DNS error: an encoded option, or nothing. */
+  ede: Uint8Array = NO_EDE
   answers = 0
   authorities = 0
   additionals = 0
@@ -125,18 +130,21 @@ export function respond(input: Uint8Array, length: number, output: Uint8Array, c
   draft.limit = replyLimit(context) - (query.edns ? OPT_OCTETS : 0)
   draft.rrset = 0
   draft.nsidOctets = 0
+  draft.ede = NO_EDE
   draft.answers = 0
   draft.authorities = 0
   draft.additionals = 0
   draft.authoritative = false
   draft.truncated = false
 
-  const refused = guard(query)
+  const refused = guard(output, context)
   const rcode = refused === RCODE.NOERROR ? look(output, context) : refused
   // Only required records have been written so far. Optional ones get the room that is left (RFC 2181 9).
   if (query.nsid && draft.end + context.zone.nsidOctets <= draft.limit)
     draft.nsidOctets = context.zone.nsidOctets
   draft.limit -= draft.nsidOctets
+  if (draft.end + draft.ede.length > draft.limit) draft.ede = NO_EDE
+  draft.limit -= draft.ede.length
   if (draft.rrset !== 0 && !draft.truncated) writeGlue(output, questionEnd, context)
   if (query.edns) writeOpt(output, rcode, context)
   writeHeader(output, rcode, context)
@@ -156,14 +164,25 @@ function replyLimit({ transport, query }: Context): number {
 }
 
 /** Returns the error that a query gets before anything is looked up, or NOERROR. */
-function guard(query: Query): number {
+function guard(output: Uint8Array, { query, draft, zone }: Context): number {
   // RFC 6891 6.1.3. The rest of the message could mean something else in that version.
   if (query.edns && query.version > 0 && !query.malformed) return RCODE.BADVERS
-  if (query.opcode !== QUERY) return RCODE.NOTIMP
+  if (query.opcode !== QUERY) {
+    draft.ede = EDE.notSupported
+    return RCODE.NOTIMP
+  }
   // RFC 9619 allows one question. Only DNS cookies use a query without one, and we do not implement them.
   if (query.malformed || query.questionCount !== 1) return RCODE.FORMERR
-  if (query.type === TYPE.AXFR || query.type === IXFR) return RCODE.REFUSED
-  return query.class === CLASS.IN || query.class === CLASS.CH ? RCODE.NOERROR : RCODE.REFUSED
+  draft.ede = EDE.notAuthoritative
+  if (query.type === TYPE.AXFR || query.type === IXFR) {
+    // RFC 5936 2.2.1: only the apex names a zone that could be transferred.
+    const isApex = query.class === CLASS.IN && apexStart(zone, output, query.nameEnd) === HEADER_OCTETS
+    if (isApex) draft.ede = EDE.notSupported
+    return isApex ? RCODE.REFUSED : RCODE.NOTAUTH
+  }
+  if (query.class !== CLASS.IN && query.class !== CLASS.CH) return RCODE.REFUSED
+  draft.ede = NO_EDE
+  return RCODE.NOERROR
 }
 
 /** Writes the answer to the question, and returns the rcode. */
@@ -175,25 +194,40 @@ function look(output: Uint8Array, context: Context): number {
   // ANY has one entry for all names, and type 0 is that of the names themselves.
   if (type !== TYPE.ANY && type !== 0) {
     const entry = findEntry(zone, output, HEADER_OCTETS, nameEnd, hash, question(type, CLASS.IN))
-    if (entry !== 0) return writeAnswer(output, entry, context)
+    if (entry !== 0) {
+      const remark = zone.words[entry + ENTRY.flags]!
+      if ((remark & FAILED_OPEN) !== 0) draft.ede = EDE.failedOpen
+      else if ((remark & SOURCE_FAILED) !== 0) draft.ede = EDE.sourceFailed
+      return writeAnswer(output, entry, context)
+    }
   }
   const name = findEntry(zone, output, HEADER_OCTETS, nameEnd, hash, nameQuestion(CLASS.IN))
   if (name === 0) {
     const apex = apexStart(zone, output, nameEnd)
-    if (apex === 0) return RCODE.REFUSED
-    if (zone.pending && isBelowPending(zone, output, apex, nameEnd)) return RCODE.SERVFAIL
+    if (apex === 0) return notAuthoritative(draft)
+    if (zone.pending && isBelowPending(zone, output, apex, nameEnd)) return notReady(draft)
     writeSoa(output, zone, draft, nameEnd)
     return RCODE.NXDOMAIN
   }
   const flags = zone.words[name + ENTRY.flags]!
   // If the service is the apex, its SOA and NS, which probes ask for, were already found above.
-  if ((flags & PENDING) !== 0) return RCODE.SERVFAIL
+  if ((flags & PENDING) !== 0) return notReady(draft)
   if (type === TYPE.ANY && (flags & HAS_RECORDS) !== 0) return writeAnswer(output, zone.any, context)
   writeSoa(output, zone, draft, nameEnd)
   return RCODE.NOERROR
 }
 
-/** RFC 4892: which server this is. Class CH has no zone here, so its negative answers have no SOA. */
+function notAuthoritative(draft: Draft): number {
+  draft.ede = EDE.notAuthoritative
+  return RCODE.REFUSED
+}
+
+function notReady(draft: Draft): number {
+  draft.ede = EDE.notReady
+  return RCODE.SERVFAIL
+}
+
+/** RFC 4892: which server this is. Class CH has no zone here: negative answers have neither SOA nor AA. */
 function lookInChaos(output: Uint8Array, hash: number, context: Context): number {
   const { zone, query, draft } = context
   const type = query.type === TYPE.ANY ? TYPE.TXT : query.type
@@ -201,9 +235,7 @@ function lookInChaos(output: Uint8Array, hash: number, context: Context): number
   const entry = findEntry(zone, output, HEADER_OCTETS, query.nameEnd, hash, asked)
   if (entry !== 0) return writeAnswer(output, entry, context)
   const name = findEntry(zone, output, HEADER_OCTETS, query.nameEnd, hash, nameQuestion(CLASS.CH))
-  if (name === 0) return RCODE.REFUSED
-  draft.authoritative = true
-  return RCODE.NOERROR
+  return name === 0 ? notAuthoritative(draft) : RCODE.NOERROR
 }
 
 /** Returns where the apex begins within the question's name, or 0 if the name is outside the zone. */
@@ -414,9 +446,11 @@ function writeOpt(output: Uint8Array, rcode: number, { zone, query, draft }: Con
   at = writeU16(output, at, EDNS_UDP_OCTETS)
   at = writeU16(output, at, (rcode >> 4) << 8)
   at = writeU16(output, at, query.dnssecOk ? 0x8000 : 0)
-  at = writeU16(output, at, nsidOctets)
+  at = writeU16(output, at, nsidOctets + draft.ede.length)
   copy(zone, zone.nsid, zone.nsid + nsidOctets, output, at)
-  draft.end = at + nsidOctets
+  at += nsidOctets
+  for (let i = 0; i < draft.ede.length; i++) output[at + i] = draft.ede[i]!
+  draft.end = at + draft.ede.length
   draft.additionals++
 }
 

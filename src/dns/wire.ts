@@ -40,6 +40,7 @@ export const RCODE = {
   NXDOMAIN: 3,
   NOTIMP: 4,
   REFUSED: 5,
+  NOTAUTH: 9,
   /** More than the header's four bits hold: the upper eight stand in the OPT (RFC 6891 6.1.3). */
   BADVERS: 16,
 } as const

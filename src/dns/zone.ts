@@ -34,7 +34,11 @@ export interface RRset {
   /** For SRV one for each record, for NS all of them. */
   readonly glue?: readonly Glue[]
   readonly rotation?: Rotation
+  readonly remark?: Remark | undefined
 }
+
+/** Why these records may be wrong. Told to clients as an extended DNS error. */
+export type Remark = 'failed open' | 'source failed'
 
 export interface Part {
   /** Names that exist even if they have no records, because a name below them exists (RFC 4592 2.2.2). */
@@ -53,6 +57,8 @@ export interface ZoneOptions {
   /** Where the replicas listen, for SRV. */
   readonly port: number
   readonly policy: Policy
+  /** How many records an answer of a service has at most: A, AAAA, SRV and TXT. */
+  readonly maxAnswers: number
   /** What `id.server` and `hostname.bind` say, and NSID. */
   readonly serverId: string
   /** What `version.bind` says. */
@@ -136,11 +142,21 @@ export interface Places {
 }
 
 /** What a service answers. Services are named in full, as in `echo.roundelay.test`; the apex may be one. */
-export function servicePart(options: ZoneOptions, snapshot: Snapshot, places: Places): Part {
+export function servicePart(
+  options: ZoneOptions,
+  snapshot: Snapshot,
+  places: Places,
+  sourceFailed = false,
+): Part {
   const { apex, ttlSeconds: ttl, port } = options
   const { service, endpoints } = snapshot
   if (!snapshot.ready) return { names: ancestors(service, apex), pending: service, rrsets: [] }
-  const owner = { name: service, class: CLASS.IN, ttl }
+  const remark: Remark | undefined = snapshot.failedOpen
+    ? 'failed open'
+    : sourceFailed
+      ? 'source failed'
+      : undefined
+  const owner = { name: service, class: CLASS.IN, ttl, remark }
   const names = ancestors(service, apex)
   const rrsets: RRset[] = []
 
@@ -167,7 +183,8 @@ export function servicePart(options: ZoneOptions, snapshot: Snapshot, places: Pl
       },
     })
   }
-  const texts = endpoints.map(({ address, state, terminating, leaving }) => ({
+  // These records do not take turns: `--answers` keeps the first of them.
+  const texts = endpoints.slice(0, options.maxAnswers).map(({ address, state, terminating, leaving }) => ({
     texts: [`${address} ${leaving ? 'leaving' : terminating ? 'terminating' : state}`],
   }))
   if (texts.length > 0) rrsets.push({ ...owner, type: TYPE.TXT, records: texts })
@@ -203,11 +220,12 @@ export function hostName(address: string, service: string): string {
 }
 
 /**
- * The serial after a change: it never goes back, and reads as the time of the change while changes are rarer
- * than one a second. Serial arithmetic of RFC 1982.
+ * The serial after a change: the time of the change, or the previous serial if that is later because the
+ * clock was set back. It identifies a second, not a change: changes within one second share it. So it is
+ * never ahead of the time, and does not go back when the server restarts. Serial arithmetic of RFC 1982.
  */
 export function nextSerial(previous: number | undefined, unixSeconds: number): number {
   const now = unixSeconds >>> 0
   if (previous === undefined || ((now - previous) | 0) > 0) return now
-  return (previous + 1) >>> 0
+  return previous
 }

@@ -21,22 +21,48 @@ import {
   zoneOptions,
 } from './message.ts'
 
-function authority(services = [SERVICE], more: { policy?: Policy } = {}) {
+function authority(services = [SERVICE], more: { policy?: Policy; maxAnswers?: number } = {}) {
   const compiled: string[] = []
+  const tooMany: [string, number][] = []
   const events: AuthorityEvents = {
     failed: error => {
       throw error
     },
     compiled: service => compiled.push(service),
+    tooMany: (service, records) => tooMany.push([service, records]),
   }
   const clock = new VirtualClock()
-  const options = { ...zoneOptions, ...more, services, maxAnswers: 65535, clock, random: seeded(1) }
+  const options = { ...zoneOptions, ...more, services, clock, random: seeded(1) }
   const created = new Authority(options, events)
   const ask = (message: Buffer) => parse(created.answer(message, 'udp'))
-  return { authority: created, clock, compiled, ask }
+  return { authority: created, clock, compiled, tooMany, ask }
 }
 
 describe('the authority', () => {
+  test('reports once that an answer has more than 100 records, unless --answers limits it', () => {
+    const { authority: server, tooMany } = authority()
+    server.update(snapshot(addresses(100)))
+    assert.deepEqual(tooMany, [])
+    server.update(snapshot(addresses(101)))
+    server.update(snapshot(addresses(102)))
+    assert.deepEqual(tooMany, [[SERVICE, 101]])
+    const limited = authority([SERVICE], { maxAnswers: 3 })
+    limited.authority.update(snapshot(addresses(101)))
+    assert.deepEqual(limited.tooMany, [])
+    assert.equal(limited.ask(ednsQuery(SERVICE, TYPE.TXT)).answers.length, 3)
+  })
+
+  test('says that the source failed, in answers with an OPT, until it has recovered', () => {
+    const { authority: server, ask } = authority()
+    server.update(snapshot(['10.0.0.1']))
+    const says = () => ask(ednsQuery(SERVICE, TYPE.A)).octets.includes('source failed, last known endpoints')
+    assert.equal(says(), false)
+    server.sourceFailed(SERVICE, true)
+    assert.equal(says(), true)
+    server.sourceFailed(SERVICE, false)
+    assert.equal(says(), false)
+  })
+
   test('answers SERVFAIL for a service until its first Snapshot is ready, and the SOA always', () => {
     const { authority: server, ask } = authority()
     assert.equal(ask(query(SERVICE, TYPE.A)).rcode, RCODE.SERVFAIL)
@@ -47,7 +73,7 @@ describe('the authority', () => {
     assert.deepEqual(ask(query(SERVICE, TYPE.A)).addresses, ['10.0.0.1'])
   })
 
-  test('serial grows with each change of membership, and with nothing else', () => {
+  test('counts each change of membership, and nothing else', () => {
     const { authority: server, ask } = authority()
     const a = endpoint('10.0.0.1')
     const b = endpoint('10.0.0.2')
@@ -68,10 +94,10 @@ describe('the authority', () => {
       ['one less', [b], true],
     ]
     for (const [what, endpoints, grows] of changes) {
-      const before = server.serial
+      const { changes, serial } = server
       server.update(snapshot(endpoints))
-      assert.equal(((server.serial - before) | 0) > 0, grows, what)
-      if (!grows) assert.equal(server.serial, before, what)
+      assert.equal(server.changes, changes + Number(grows), what)
+      assert.equal(server.serial, serial, 'all of them happen within one second')
       assert.equal(ask(query(APEX, TYPE.SOA)).answers[0]!.serial, server.serial)
     }
   })
@@ -129,7 +155,8 @@ describe('the authority', () => {
       [query(`x.${APEX}`, 258), 'other', 'NXDOMAIN'],
       [query(`x.${APEX}`, 257), 'CAA', 'NXDOMAIN'],
       [query(SERVICE, 65), 'HTTPS', 'NOERROR'],
-      [query(SERVICE, IXFR), 'other', 'REFUSED'],
+      [query(APEX, IXFR), 'other', 'REFUSED'],
+      [query(SERVICE, IXFR), 'other', 'NOTAUTH'],
       [query(SERVICE, TYPE.A, { class: CLASS.HS }), 'A', 'REFUSED'],
       [ednsQuery(SERVICE, TYPE.A, { version: 1 }), 'A', 'BADVERS'],
       [query(SERVICE, TYPE.A, { flags: 0x2000 }), 'A', 'NOTIMP'],

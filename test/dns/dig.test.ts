@@ -307,10 +307,7 @@ describe('dig', { skip, concurrency: 2, timeout: 300_000 }, () => {
     for (const client of clients)
       for (const type of [TYPE.AXFR, IXFR]) {
         assert.equal(parse(await client.ask(ednsQuery(APEX, type))).rcode, RCODE.REFUSED)
-        assert.equal(
-          parse(await client.ask(query('id.server', type, { class: CLASS.CH }))).rcode,
-          RCODE.REFUSED,
-        )
+        assert.equal(parse(await client.ask(query('id.server', type, { class: CLASS.CH }))).rcode, 9)
       }
   })
 
@@ -364,7 +361,7 @@ describe('dig', { skip, concurrency: 2, timeout: 300_000 }, () => {
     }
   })
 
-  test('sees NODATA for a service without endpoints, and the serial grow with each change', async t => {
+  test('sees NODATA for a service without endpoints, and a serial that reads as the time of the change', async t => {
     const replica = createSocket('udp4').bind(0, '127.0.0.1')
     await once(replica, 'listening')
     replica.on('message', (message, { port, address }) => replica.send(message, port, address))
@@ -401,7 +398,8 @@ describe('dig', { skip, concurrency: 2, timeout: 300_000 }, () => {
         `${SERVICE}. 5 IN TXT "127.0.0.1 down"`,
       ])
     }
-    assert.ok((await serial()) > before)
+    const after = await serial()
+    assert.ok(after >= before && Math.abs(after - Date.now() / 1000) < 600)
   })
 
   test('sees each of 3 endpoints first in exactly 100 of 300 answers, whatever else is asked', async t => {

@@ -153,12 +153,12 @@ export const zoneOptions: ZoneOptions = {
   nsAddresses: ['127.0.0.1'],
   port: 7007,
   policy: policy('cyclic'),
+  maxAnswers: Number.POSITIVE_INFINITY,
   serverId: 'test-server',
   version: '1.2.3',
 }
 
 interface ResponderOptions extends Partial<ZoneOptions> {
-  readonly maxAnswers?: number
   readonly serial?: number
   readonly allocate?: (octets: number) => ArrayBufferLike
 }
@@ -181,8 +181,8 @@ export function parts(snapshots: readonly Snapshot[], options: ZoneOptions, seri
 }
 
 export function compiled(snapshots: readonly Snapshot[], more: ResponderOptions = {}): Zone {
-  const { serial, maxAnswers = Number.POSITIVE_INFINITY, allocate } = more
-  const options = { ...zoneOptions, ...more, maxAnswers }
+  const { serial, allocate } = more
+  const options = { ...zoneOptions, ...more }
   const blocks = parts(snapshots, options, serial).map(part => compilePart(part, options.policy))
   return assemble(blocks, options, allocate)
 }

@@ -29,6 +29,7 @@ import {
   TYPE,
 } from './message.ts'
 
+const PLAIN = 512
 const three = ['10.0.0.1', '10.0.0.2', '10.0.0.3']
 const answer = responder([snapshot(three)])
 const ask = (message: Buffer, transport: 'udp' | 'tcp' = 'udp') => parse(answer(message, transport))
@@ -166,8 +167,6 @@ describe('the guards', () => {
   const refused: [what: string, name: string, type: number, dnsClass: number][] = [
     ['AXFR', APEX, TYPE.AXFR, CLASS.IN],
     ['IXFR', APEX, IXFR, CLASS.IN],
-    ['AXFR of class CH', 'version.bind', TYPE.AXFR, CLASS.CH],
-    ['IXFR of class CH', 'version.bind', IXFR, CLASS.CH],
     ['class HS', SERVICE, TYPE.A, CLASS.HS],
     ['class CS', SERVICE, TYPE.A, CLASS.CS],
     ['class ANY', SERVICE, TYPE.A, CLASS.ANY],
@@ -191,6 +190,65 @@ describe('the guards', () => {
         assert.equal(reply.opts.length, 'additionals' in options ? 1 : 0)
       }
     })
+})
+
+describe('a transfer of a name that is no zone of ours', () => {
+  const names: [string, number][] = [
+    [SERVICE, CLASS.IN],
+    ['example.com', CLASS.IN],
+    ['version.bind', CLASS.CH],
+    [APEX, CLASS.CH],
+  ]
+  for (const [name, dnsClass] of names)
+    for (const type of [TYPE.AXFR, IXFR])
+      test(`gets NOTAUTH (RFC 5936 2.2.1): type ${type} of ${name} in class ${dnsClass}`, () => {
+        const reply = ask(query(name, type, { class: dnsClass }), 'tcp')
+        assert.deepEqual([reply.rcode, reply.aa, reply.counts], [9, false, [1, 0, 0, 0]])
+      })
+})
+
+describe('an extended DNS error (RFC 8914)', () => {
+  const failedOpen = responder([snapshot(three, { failedOpen: true })])
+  const notReady = responder([snapshot(three, { ready: false })])
+  const edeOf = (reply: Buffer | undefined) => {
+    const octets = parse(reply).octets
+    // The OPT stands last: its options follow 11 octets.
+    const at = octets.lastIndexOf(Buffer.from([0, 0, TYPE.EDNS]))
+    const options = octets.subarray(at + 11)
+    assert.equal(options.length, octets.readUInt16BE(at + 9))
+    if (options.length === 0) return undefined
+    assert.equal(options.readUInt16BE(0), 15)
+    assert.equal(options.readUInt16BE(2), options.length - 4)
+    return [options.readUInt16BE(4), options.subarray(6).toString()]
+  }
+  const cases: [what: string, from: typeof answer, message: Buffer, expected: unknown][] = [
+    ['14 for a service that is not ready', notReady, ednsQuery(SERVICE, TYPE.A), [14, '']],
+    ['14 below it', notReady, ednsQuery(`x.${SERVICE}`, TYPE.A), [14, '']],
+    ['20 for another zone', answer, ednsQuery('example.com', TYPE.A), [20, '']],
+    ['20 for another class', answer, ednsQuery(SERVICE, TYPE.A, {}, { class: CLASS.HS }), [20, '']],
+    ['20 for a transfer of another zone', answer, ednsQuery('example.com', TYPE.AXFR), [20, '']],
+    ['21 for a transfer of the zone', answer, ednsQuery(APEX, TYPE.AXFR), [21, '']],
+    ['21 for another opcode', answer, ednsQuery(SERVICE, TYPE.A, {}, { flags: opcodeFlags(4) }), [21, '']],
+    [
+      'a text where no endpoint is healthy',
+      failedOpen,
+      ednsQuery(SERVICE, TYPE.A),
+      [0, 'no endpoint is healthy, all are answered'],
+    ],
+    ['none in an ordinary answer', answer, ednsQuery(SERVICE, TYPE.A), undefined],
+    ['none in a negative answer', failedOpen, ednsQuery(SERVICE, TYPE.MX), undefined],
+  ]
+  for (const [what, from, message, expected] of cases)
+    test(`is ${what}`, () => assert.deepEqual(edeOf(from(message)), expected))
+
+  test('is left out without OPT, and where the answer itself needs the room', () => {
+    assert.deepEqual(parse(failedOpen(query(SERVICE, TYPE.A))).opts, [])
+    const records = (PLAIN - 12 - 4 - nameOctets(SERVICE).length - 11) >> 4
+    const full = responder([snapshot(addresses(records), { failedOpen: true })])
+    const reply = parse(full(ednsQuery(SERVICE, TYPE.A, { size: PLAIN })))
+    assert.deepEqual([reply.tc, reply.answers.length], [false, records])
+    assert.equal(edeOf(reply.octets), undefined)
+  })
 })
 
 describe('the header of a reply', () => {
@@ -252,7 +310,7 @@ describe('EDNS', () => {
     ['an answer', SERVICE, TYPE.A, CLASS.IN, 0],
     ['NODATA', SERVICE, TYPE.AAAA, CLASS.IN, 0],
     ['NXDOMAIN', `no.${APEX}`, TYPE.A, CLASS.IN, 0],
-    ['REFUSED', 'example.com', TYPE.A, CLASS.IN, 0],
+    ['NODATA of class CH', 'id.server', TYPE.A, CLASS.CH, 0],
     ['BADVERS', SERVICE, TYPE.A, CLASS.IN, 1],
     ['class CH', 'id.server', TYPE.TXT, CLASS.CH, 0],
     ['ANY', SERVICE, TYPE.ANY, CLASS.IN, 0],
@@ -266,6 +324,15 @@ describe('EDNS', () => {
         assert.deepEqual([opts[0]!.name, opts[0]!.class, opts[0]!.version, opts[0]!.rdata], ['', 1232, 0, []])
       }
     })
+
+  test('in the query brings one in a REFUSED reply, which holds the reason and nothing else', () => {
+    for (const transport of ['udp', 'tcp'] as const) {
+      assert.equal(ask(query('example.com', TYPE.A), transport).opts.length, 0)
+      const reply = ask(ednsQuery('example.com', TYPE.A, { size: 4096 }), transport)
+      const expected = opt({ rdata: option(15, Buffer.from([0, 20])) })
+      assert.deepEqual(reply.octets.subarray(-expected.length), expected)
+    }
+  })
 
   test('comes with the reply to another opcode as well', () => {
     assert.equal(ask(ednsQuery(SERVICE, TYPE.A, {}, { flags: opcodeFlags(OPCODE.notify) })).opts.length, 1)
@@ -320,7 +387,9 @@ describe('EDNS', () => {
     const rdata = Buffer.concat([option(65001, 'abc'), NSID])
     for (const name of [SERVICE, `no.${APEX}`, 'example.com']) {
       const { octets } = ask(ednsQuery(name, TYPE.A, { rdata }))
-      const expected = opt({ rdata: option(3, 'test-server') })
+      // Another zone is refused with the reason, behind the NSID.
+      const ede = name === 'example.com' ? [option(15, Buffer.from([0, 20]))] : []
+      const expected = opt({ rdata: Buffer.concat([option(3, 'test-server'), ...ede]) })
       assert.deepEqual(octets.subarray(-expected.length), expected)
     }
   })
@@ -615,7 +684,7 @@ describe('the answer', () => {
           )
         }
     const none = ask(query('id.server', TYPE.A, { class: CLASS.CH }))
-    assert.deepEqual([none.rcode, none.answers], [RCODE.NOERROR, []])
+    assert.deepEqual([none.rcode, none.answers, none.aa], [RCODE.NOERROR, [], false])
   })
 
   test('is NODATA where the name has other types only, and for names that only hold others', () => {
