@@ -34,7 +34,7 @@ export interface AuthorityEvents {
 }
 
 /** How often an address was the first in an answer for this name and type. */
-export interface First {
+export interface FirstCount {
   readonly name: string
   readonly type: string
   readonly address: string
@@ -172,7 +172,7 @@ export class Authority {
   }
 
   /** Covers the endpoints that are known now. */
-  firsts(): First[] {
+  firsts(): FirstCount[] {
     return [...this.#services.values()].flatMap(({ snapshot, places }) =>
       rotatingRRsets(snapshot.service).flatMap(({ name, type, family, count }) =>
         snapshot.endpoints

@@ -61,7 +61,7 @@ export function logSubscriber(log: Pick<Logger, 'debug' | 'info' | 'warn'>): Sub
         // An endpoint that was never up has not gone down; most likely it is still starting.
         const worse = (to === 'down' && from === 'up') || to === 'draining'
         const level = worse ? 'warn' : to === 'checking' ? 'debug' : 'info'
-        const now = to === 'absent' ? 'gone' : to
+        const now = to === 'absent' ? 'removed' : to
         return log[level]({ service, endpoint: address, from, to, detail }, `endpoint ${address} is ${now}`)
       }
       case 'not-checked': {

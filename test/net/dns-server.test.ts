@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
 import { createSocket } from 'node:dgram'
-import { EventEmitter, once } from 'node:events'
+import { once } from 'node:events'
 import { createServer as createTcpServer } from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { after, before, describe, type TestContext, test } from 'node:test'
@@ -271,23 +271,18 @@ describe('over UDP', { timeout: 60_000 }, () => {
     let octets = 70_000
     const answer = responder([snapshot(addresses(3))])
     const answerer: Answerer = message => (octets > 65_507 ? Buffer.alloc(octets) : answer(message))
-    const told = new EventEmitter()
     const { port } = await serve(
       t,
-      {
-        unsent(error) {
-          unsent.push((error as NodeJS.ErrnoException).code ?? '')
-          told.emit('unsent')
-        },
+      { unsent: error => unsent.push((error as NodeJS.ErrnoException).code ?? '') },
+      // The socket reports a send that failed before it receives the next query.
+      message => {
+        const reply = answerer(message, 'udp')
+        octets = 0
+        return reply
       },
-      answerer,
     )
     const udp = await dnsUdpClient(t, port)
-    const failed = once(told, 'unsent')
     await udp.send(A)
-    await failed
-    assert.deepEqual(unsent, ['EMSGSIZE'])
-    octets = 0
     assert.equal(parse(await udp.ask(withId(A, 2))).answers.length, 3)
     assert.deepEqual(unsent, ['EMSGSIZE'])
     assert.deepEqual(udp.strays, [])

@@ -171,7 +171,7 @@ test('the log has a line for what an operator must know, as a warning where it i
     'info endpoint ::1 is up',
     'warn endpoint ::1 is down',
     'warn endpoint ::1 is draining',
-    'info endpoint ::1 is gone',
+    'info endpoint ::1 is removed',
     'info service ready: the first round of checks is over',
     'warn source failed: the last good answer stays in use',
     'info source recovered',
