@@ -8,11 +8,13 @@ import { reachableAddresses } from '../dns/glue.ts'
 import { policies } from '../dns/rotation.ts'
 import { type Pool, type PoolEvents, startPool } from '../endpoints/pool.ts'
 import { listenDns } from '../net/dns-server.ts'
+import type { Crowded } from '../net/dns-tcp.ts'
 import { EventHub } from '../ops/events.ts'
 import { serveHttp } from '../ops/http.ts'
 import { createLog, type Logger, logSubscriber } from '../ops/log.ts'
 import { Metrics, metricsSubscriber } from '../ops/metrics.ts'
 import { endOnSignals, Shutdown } from '../ops/shutdown.ts'
+import { sparingly } from '../say.ts'
 import { type DnsOptions, dnsOptions } from './dns-options.ts'
 import { samples, state } from './dns-state.ts'
 import type { Context, Run } from './options.ts'
@@ -75,7 +77,14 @@ export async function startDns(
     return reply
   }
   const unsent = () => metrics.inc('roundelay_dns_failed_total')
-  const listener = await listenDns(answer, { listen: options.listen, unsent })
+  const warnCrowded = sparingly(details =>
+    log.warn(details, 'DNS over TCP has reached its cap of connections: idle ones are closed for new ones'),
+  )
+  const crowded = (result: Crowded) => {
+    metrics.inc('roundelay_dns_tcp_capped_total', { result })
+    warnCrowded({ result })
+  }
+  const listener = await listenDns(answer, { listen: options.listen, unsent, crowded })
   const pools: Pool[] = []
   const shutdown = new Shutdown({
     log,

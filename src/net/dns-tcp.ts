@@ -4,30 +4,56 @@
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import { TCPServer } from 'dns2'
+import type { Clock } from '../clock.ts'
 import type { Answerer } from '../dns/authority.ts'
 import { HEADER_OCTETS } from '../dns/wire.ts'
 import { untilDeadline } from '../lifecycle.ts'
+import { type Held, holderOf, roomFor } from './eviction.ts'
 
 /** How many queries of one connection are answered before other connections get their turn. */
 const QUERIES_A_TURN = 64
 const MAX_CHUNKS = 256
 const NOTHING = Buffer.alloc(0)
 
+/** What happened to a connection at the cap: closed for a newcomer, or closed as a newcomer. */
+export type Crowded = 'evicted' | 'refused'
+
+export interface DnsTcpOptions {
+  /** A connection on which no whole query came for this long is closed. */
+  readonly idleMs: number
+  readonly maxConnections: number
+  readonly clock: Clock
+  readonly crowded: (what: Crowded) => void
+}
+
 export class DnsTcp extends TCPServer {
   readonly #answer: Answerer
-  readonly #idleMs: number
+  readonly #options: DnsTcpOptions
   readonly #conversations = new Set<Conversation>()
 
-  constructor(answer: Answerer, idleMs: number, maxConnections: number) {
+  constructor(answer: Answerer, options: DnsTcpOptions) {
     super()
-    this.maxConnections = maxConnections
     this.#answer = answer
-    this.#idleMs = idleMs
+    this.#options = options
   }
 
   /** Called by dns2 for each connection. */
   handle(client: Socket): void {
-    const conversation = new Conversation(client, this.#answer, this.#idleMs)
+    const { maxConnections, crowded } = this.#options
+    const holder = holderOf(client.remoteAddress ?? '')
+    const verdict = roomFor(this.#conversations, holder, maxConnections)
+    if (verdict === 'refuse') {
+      crowded('refused')
+      client.on('error', () => {}).destroy()
+      return
+    }
+    if (verdict !== 'admit') {
+      crowded('evicted')
+      // Its place is free at once; the event that tells of its end comes later.
+      this.#conversations.delete(verdict.evict)
+      verdict.evict.client.destroy()
+    }
+    const conversation = new Conversation(client, holder, this.#answer, this.#options)
     this.#conversations.add(conversation)
     client.once('close', () => this.#conversations.delete(conversation))
   }
@@ -44,8 +70,12 @@ export class DnsTcp extends TCPServer {
 }
 
 /** One TCP connection: queries with a two-octet length each, pipelined, answered in order (RFC 7766). */
-class Conversation {
+class Conversation implements Held {
   readonly client: Socket
+  readonly holder: string
+  readonly #clock: Clock
+  /** When the last whole query came, or the kernel took the last reply. */
+  #movedMs: number
   readonly #answer: Answerer
   readonly #idleTimer: NodeJS.Timeout
   #chunks: Buffer[] = []
@@ -55,8 +85,11 @@ class Conversation {
   #ended = false
   #pumping: NodeJS.Immediate | undefined
 
-  constructor(client: Socket, answer: Answerer, idleMs: number) {
+  constructor(client: Socket, holder: string, answer: Answerer, { idleMs, clock }: DnsTcpOptions) {
     this.client = client
+    this.holder = holder
+    this.#clock = clock
+    this.#movedMs = clock.now()
     this.#answer = answer
     // Only whole messages restart it. Otherwise a client could hold a connection with one octet at a time.
     this.#idleTimer = setTimeout(() => client.destroy(), idleMs)
@@ -74,6 +107,10 @@ class Conversation {
       if (this.#chunks.length > MAX_CHUNKS) this.#merge()
       this.#pump()
     })
+  }
+
+  get idleSince(): number | undefined {
+    return this.#pumping ? undefined : this.#movedMs
   }
 
   /** Takes no more queries: those that have arrived whole are answered, and then the connection ends. */
@@ -94,13 +131,18 @@ class Conversation {
       const reply = this.#answer(query, 'tcp')
       if (query.length < HEADER_OCTETS) return void client.destroy()
       this.#idleTimer.refresh()
-      if (reply) client.write(frame(reply))
+      this.#moved()
+      if (reply) client.write(frame(reply), this.#moved)
     }
     client.pause()
     this.#pumping = setImmediate(() => {
       this.#pumping = undefined
       this.#pump()
     })
+  }
+
+  readonly #moved = (): void => {
+    this.#movedMs = this.#clock.now()
   }
 
   #take(): Buffer | undefined {

@@ -119,6 +119,12 @@ export const metrics = {
     labels: [],
     help: 'Queries without a reply because of an internal error, and replies that UDP could not send.',
   },
+  roundelay_dns_tcp_capped_total: {
+    role: 'dns',
+    type: 'counter',
+    labels: ['result'],
+    help: 'TCP connections at the cap, by result: evicted (idle, closed for a new one), refused (none was idle).',
+  },
   roundelay_dns_request_duration_seconds: {
     role: 'dns',
     type: 'histogram',

@@ -279,8 +279,8 @@ export async function dnsUdpClient(t: TestContext, port: number) {
 /**
  * A TCP client; `next` gives the messages in the order they come, and undefined once the server has ended.
  */
-export async function dnsTcpClient(t: TestContext, port: number) {
-  const socket: Socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
+export async function dnsTcpClient(t: TestContext, port: number, localAddress = '127.0.0.1') {
+  const socket: Socket = connect({ port, host: '127.0.0.1', localAddress, allowHalfOpen: true })
   t.after(() => socket.destroy())
   const closed = new Promise<void>(resolve => socket.once('close', () => resolve()))
   socket.on('error', () => {})

@@ -134,25 +134,31 @@ describe('over TCP', { timeout: 60_000 }, () => {
     await busy.ask(A)
   })
 
-  test('a connection over the limit is closed, and another is served once one has ended', async t => {
-    const { port } = await serve(t, { tcpMaxConnections: 2 })
-    const [first, second] = [await dnsTcpClient(t, port), await dnsTcpClient(t, port)]
-    for (const client of [first, second]) await client.ask(A)
-    const third = await dnsTcpClient(t, port)
-    assert.equal(await third.next(), undefined)
-    first.socket.end()
-    assert.equal(await first.next(), undefined)
-    await first.closed
-    for (;;) {
-      // The server may learn of the end a moment after us.
-      const fourth = await dnsTcpClient(t, port)
-      fourth.socket.write(frame(A))
-      const reply = await fourth.next()
-      if (!reply) continue
-      assert.equal(parse(reply).answers.length, 3)
-      break
-    }
-    await second.ask(A)
+  test('at the cap the connection that has been idle longest is closed, not the newcomer', async t => {
+    const crowded: string[] = []
+    const { port } = await serve(t, { tcpMaxConnections: 8, crowded: what => crowded.push(what) })
+    const client = (from: string) => dnsTcpClient(t, port, from)
+    const old = await Promise.all([2, 2, 3, 3, 4, 4, 5, 5].map(n => client(`127.0.0.${n}`)))
+    for (const each of old) await each.ask(A)
+    const newcomer = await client('127.0.0.6')
+    assert.equal(parse((await newcomer.ask(A))!).answers.length, 3)
+    assert.equal(await old[0]!.next(), undefined, 'the one that was idle longest has ended')
+    for (const each of old.slice(1)) await each.ask(A)
+    assert.deepEqual(crowded, ['evicted'])
+  })
+
+  test('an address that holds a quarter of the cap replaces its own connection', async t => {
+    const crowded: string[] = []
+    const { port } = await serve(t, { tcpMaxConnections: 8, crowded: what => crowded.push(what) })
+    const other = await dnsTcpClient(t, port, '127.0.0.2')
+    await other.ask(A)
+    const own = [await dnsTcpClient(t, port, '127.0.0.3'), await dnsTcpClient(t, port, '127.0.0.3')]
+    for (const each of own) await each.ask(A)
+    const third = await dnsTcpClient(t, port, '127.0.0.3')
+    await third.ask(A)
+    assert.equal(await own[0]!.next(), undefined)
+    for (const each of [own[1]!, other]) await each.ask(A)
+    assert.deepEqual(crowded, ['evicted'])
   })
 })
 
