@@ -380,7 +380,7 @@ ${file}:5: TCP port ${b} on 127.0.0.1: echo, answered inside inetd without a pro
 
   test('echo --stdio serves behind inetd in all three modes', async t => {
     const [nowait, wait, datagrams] = await freePorts(3)
-    const echo = `${me} ${process.execPath} node ${cli} echo --stdio --idle-timeout 1s`
+    const echo = `${me} "${process.execPath}" node "${cli}" echo --stdio --idle-timeout 1s`
     const server = await superserver(
       t,
       `127.0.0.1:${nowait} stream tcp nowait ${echo}

@@ -205,7 +205,7 @@ test('on a terminal a line of progress is rewritten each second and cleared at t
   skip,
 }, async t => {
   const { port } = await udpServer(t, true)
-  const command = `${process.execPath} ${cli} load --duration 1500ms --port ${port} 127.0.0.1`
+  const command = `'${process.execPath}' '${cli}' load --duration 1500ms --port ${port} 127.0.0.1`
   const terminal = spawn('script', ['-qec', `exec ${command}`, '/dev/null'], {
     stdio: ['pipe', 'pipe', 'inherit'],
   })

@@ -168,7 +168,7 @@ test('on a terminal, up shows what to try and a live table, and Ctrl-C ends ever
   skip: noPty,
 }, async t => {
   const { args, dns, admin } = await farmArgs()
-  const command = [process.execPath, cli, ...args].join(' ')
+  const command = [process.execPath, cli, ...args].map(word => `'${word}'`).join(' ')
   const terminal = spawn('script', ['-qec', `stty cols 100 rows 40; exec ${command}`, '/dev/null'])
   t.after(() => terminal.kill('SIGKILL'))
   let written = ''

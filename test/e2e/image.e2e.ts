@@ -37,8 +37,9 @@ describe('image', needsEngine, () => {
   test('it says what it is, and starts without a shell', async () => {
     const { Config } = await inspect<Image>(IMAGE)
     assert.equal(Config.User, 'node')
-    assert.deepEqual(Config.Entrypoint, ['node', '/app/src/cli.ts'])
-    assert.deepEqual(Config.Healthcheck.Test.slice(0, 4), ['CMD', 'node', '/app/src/cli.ts', 'check'])
+    assert.deepEqual(Config.Entrypoint, ['node', '--disable-sigusr1', '/app/src/cli.ts'])
+    const start = ['CMD', 'node', '--disable-sigusr1', '/app/src/cli.ts', 'check']
+    assert.deepEqual(Config.Healthcheck.Test.slice(0, start.length), start)
     assert.ok(Config.ExposedPorts['7007/udp'] && Config.ExposedPorts['5300/tcp'])
     const oci = (name: string) => Config.Labels[`org.opencontainers.image.${name}`]
     assert.equal(oci('title'), 'Roundelay')

@@ -5,11 +5,12 @@ import { globSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, wr
 import { tmpdir } from 'node:os'
 import { join, relative } from 'node:path'
 import { test } from 'node:test'
+import { fileURLToPath } from 'node:url'
 import { parseAllDocuments } from 'yaml'
 import { resolveOptions } from '../../src/commands/resolve-options.ts'
 import { portOf, start } from '../support/process.ts'
 
-const root = new URL('../..', import.meta.url).pathname
+const root = fileURLToPath(new URL('../..', import.meta.url))
 const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
 
 // biome-ignore lint/suspicious/noExplicitAny: manifests are trees of anything; the schemas below give them types.
