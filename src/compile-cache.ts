@@ -10,7 +10,7 @@ export interface Folder {
 }
 
 /**
- * Whether code in a folder can only be from `uid` or root, whoever runs it. `path` has no symbolic links, and
+ * Whether code in a folder can only be from `uid` or root. `path` has no symbolic links, and
  * `folderAt` describes it and its parents. Node checks only a CRC: who can write to the cache runs code as us.
  */
 export function isTrusted(path: string, uid: number, folderAt: (path: string) => Folder): boolean {

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { ChildProcess } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -188,7 +189,12 @@ test('a process that has not started after 20 s is killed, and another is starte
   assert.equal(runs(first.pid), true)
   assert.equal(START_DEADLINE_MS, 20_000)
   writeFileSync(path, '')
+  const kill = t.mock.method(ChildProcess.prototype, 'kill')
   await server.clock.advance(1)
+  assert.deepEqual(
+    kill.mock.calls.map(call => call.arguments),
+    [['SIGKILL']],
+  )
   await until('it is logged', () => server.reports.length > 0)
   assert.equal(server.reports[0]?.details.reason, 'killed by SIGKILL')
   await ticking(server, 'another serves', () => count(server, 'idle') === 1)
